@@ -175,6 +175,10 @@ def test_a_study_resumes_and_is_read_back(study, monkeypatch):
     again = wk.compare(target_of(), {"small": llama(1)}, ARMS, seeds=2, out=folder, tell=seen.append)
     assert seen[0].skipped == 4 and again.rows == found.rows == Study.load(folder).rows
     kept = LanguageDistillation.load(found.cells[0].folder / "fit")
+    with pytest.raises(
+        wk.InputError, match=r"holds a student, which is no fit\. Use .*\.LanguageDistillation\.load\('.*fit'\)\.$"
+    ):
+        found.fit(0)
     assert kept.after.forward_kl.value == found.rows[0]["forward_kl"]
     assert "small · reverse_kl@student" in str(found) and "needs at least 6 seeds" in found.verdict.sentence
     other = target_of(teacher=llama(5))

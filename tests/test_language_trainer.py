@@ -460,6 +460,8 @@ def test_a_result_states_a_budget_that_was_not_met(budget, allowed, note, tmp_pa
     ("changed", "message"),
     [
         ({"budget": -1.0}, "a positive number of FLOPs"),
+        ({"prefixes": "student"}, r"`prefixes='student'`: it is a `str`, .* Say, prefixes={'student': 1.0}"),
+        ({"prefixes": ["student"]}, r"`prefixes=…`: it is a `list`, .* Say, prefixes={'data': 0.5, "),
         ({"held_out": 0.0}, "a share lies between 0 and 1"),
         ({"data": DATA[:1]}, "distinct prompts are held out"),
     ],

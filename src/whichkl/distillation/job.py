@@ -39,10 +39,18 @@ class JobFields(NamedTuple):
     options: frozenset[str] = frozenset()
     """Names of the arguments that the command line gives in place of the file."""
 
-    def naming(self, *place: Any) -> contextlib.AbstractContextManager[None]:
-        """Return a context that puts the file and the line of a key before an error's message."""
-        is_written = self.file is not None and self.file.values.get(place[0]) is not None and place[0] not in self.options
-        return self.file.naming(*place) if self.file is not None and is_written else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def naming(self, *place: Any) -> Iterator[None]:
+        """Put the file and the line of a key before the message of an error in the block."""
+        if self.file is None or self.file.values.get(place[0]) is None or place[0] in self.options:
+            yield
+            return
+        with self.file.naming(*place):
+            try:
+                yield
+            except WhichklError as error:
+                error.args = (_with_keys(str(error), [place[0]]), *error.args[1:])
+                raise
 
     @contextlib.contextmanager
     def as_in_file(self, names: Iterable[str]) -> Iterator[None]:
@@ -56,11 +64,17 @@ class JobFields(NamedTuple):
         except WhichklError as error:
             if file is None or str(error).startswith(str(file.path)):
                 raise
-            keys = "|".join(name for name in names if name not in self.options)
-            text = re.sub(rf"(?<![\w-])({keys})=(?=([^\s`]?))", lambda at: f"{at[1]}: " if at[2] else f"{at[1]}:", str(error))
-            place = _place_of(text, [name for name in keys.split("|") if file.values.get(name) is not None], file.values)
+            keys = [name for name in names if name not in self.options]
+            text = _with_keys(str(error), keys)
+            place = _place_of(text, [name for name in keys if file.values.get(name) is not None], file.values)
             error.args = (f"{file.path}{f', line {file.line_of(place)}' if place else ''}: {text}", *error.args[1:])
             raise
+
+
+def _with_keys(text: str, names: Sequence[str]) -> str:
+    """Write arguments of these names as keys of YAML."""
+    pattern = rf"(?<![\w-])({'|'.join(names)})=(?=([^\s`]?))"
+    return re.sub(pattern, lambda at: f"{at[1]}: " if at[2] else f"{at[1]}:", text)
 
 
 _ABOUT = {"teacher": "teacher", "student": "student", "examples?": "data", "prompts?": "data", "tokenizers?": "student"}

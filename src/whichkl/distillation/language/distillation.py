@@ -16,7 +16,7 @@ from whichkl._checks import InputError, as_int, cannot, check_seed, require
 from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
-from whichkl.distillation.language.objective import check_numbers
+from whichkl.distillation.language.objective import Prefixes, check_numbers, shares_of
 from whichkl.distillation.language.result import Continuation, LanguageDistillation
 from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
@@ -44,7 +44,7 @@ def language_model(
     tokenizer: Any = None,
     data: Any,
     objective: str | RowDivergence = "forward_kl",
-    prefixes: Mapping[str, float] | None = None,
+    prefixes: Prefixes = None,
     credit: str = "token",
     hard_label_weight: float = 0.0,
     temperature: float = 1.0,
@@ -100,7 +100,7 @@ def language_model(
     from whichkl.distillation.language.training_arguments import arguments_of
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
-    shares = dict({"data": 1.0} if prefixes is None else prefixes)
+    shares = shares_of(prefixes)
     numbers = {"hard_label_weight": hard_label_weight, "temperature": temperature}
     check_numbers(**numbers, max_new_tokens=max_new_tokens, budget=budget)
     if not 0 <= as_int(evaluations) <= 100:

@@ -9,6 +9,7 @@ from typing import Any
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.job import TEXT, JobFields
+from whichkl.distillation.language.objective import shares_of
 from whichkl.distillation.training import row_divergence_of
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -61,6 +62,8 @@ def _check(name: str, value: Any) -> None:
         if name in ("objectives", "seeds"):
             instead = "Compare several by `whichkl compare`"
         raise InputError(cannot(f"use `{name}`", because, instead))
+    if name == "prefixes":
+        shares_of(value)
     if type(value) not in _TYPES[name]:
         kind = _WORDS[_TYPES[name][-1]]
         raise InputError(cannot(f"use `{name}: {value}`", f"it isn't {kind}", f"Write {kind}"))

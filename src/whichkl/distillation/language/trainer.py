@@ -26,7 +26,7 @@ from whichkl.distillation.language.examples import (
     together,
 )
 from whichkl.distillation.language.memory import Forecast, forecast
-from whichkl.distillation.language.objective import SOURCES, check_numbers, check_together, shares_of
+from whichkl.distillation.language.objective import SOURCES, Prefixes, check_numbers, check_together, shares_of
 from whichkl.distillation.language.partial_losses import StoredLoss, loss_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
@@ -88,7 +88,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         teacher: Any,
         student: nn.Module,
         objective: str | RowDivergence = "forward_kl",
-        prefixes: Mapping[str, float] | None = None,
+        prefixes: Prefixes = None,
         credit: str = "token",
         hard_label_weight: float = 0.0,
         temperature: float = 1.0,
