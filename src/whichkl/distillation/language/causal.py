@@ -140,6 +140,13 @@ def evaluating(*models: Any) -> Iterator[None]:
             part.training = mode
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse what can't be called on text, or has no number of tokens."""
+    if tokenizer is not None and (isinstance(tokenizer, type) or not (callable(tokenizer) and hasattr(tokenizer, "__len__"))):
+        because = f"it is a `{type(tokenizer).__name__}`, not a tokenizer"
+        raise InputError(cannot("use this tokenizer", because, "Pass one of transformers, or None where data are token ids"))
+
+
 class Sized(Protocol):
     """What `agree` looks at: a model, or a stored teacher."""
 
@@ -186,9 +193,7 @@ def agree(teacher: Sized | None, student: Sized | None, tokenizer: Any, vocabula
 
 def _number_of_tokens(widths: Mapping[str, int], tokenizer: Any, vocabulary: int | None) -> int:
     """Return how many columns are tokens; without a tokenizer or a number, all of them if both sides have as many."""
-    if tokenizer is not None and (isinstance(tokenizer, type) or not (callable(tokenizer) and hasattr(tokenizer, "__len__"))):
-        because = f"it is a `{type(tokenizer).__name__}`, not a tokenizer"
-        raise InputError(cannot("use this tokenizer", because, "Pass one of transformers, or None where data are token ids"))
+    check_tokenizer(tokenizer)
     tokens = len(tokenizer) if tokenizer is not None else vocabulary
     if vocabulary not in (None, tokens):
         because = f"the tokenizer has {tokens:,} tokens"

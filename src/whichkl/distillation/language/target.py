@@ -7,16 +7,19 @@ import hashlib
 import inspect
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, plain, require
 from whichkl.access import Access
 from whichkl.advice import Advice, Advised
 from whichkl.distillation.language.advice import language_advice
+from whichkl.distillation.language.causal import check_tokenizer
 from whichkl.distillation.language.distillation import language_model
+from whichkl.distillation.language.examples import listed_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.objective import LanguageObjective, check_together
 from whichkl.distillation.language.result import LanguageDistillation
@@ -51,7 +54,7 @@ class LanguageTarget(TeacherTarget, Advised):
         settings: further arguments of `language_model`, such as `max_new_tokens`, `held_out`, `args` and `budget`.
 
     Raises:
-        InputError: a setting isn't known, or is one that `compare` sets.
+        InputError: a setting isn't known, or is one that `compare` sets; or it is no teacher, no tokenizer, or no examples.
 
     >>> LanguageTarget(teacher=nn.Linear(2, 2), data=[[1, 2, 3]], max_new_tokens=8).access.cell
     'both'
@@ -59,6 +62,7 @@ class LanguageTarget(TeacherTarget, Advised):
 
     source = "language model"
 
+    @typed
     def __init__(self, *, teacher: Any, data: Any, tokenizer: Any = None, keep_students: bool = True, **settings: Any) -> None:
         if wrong := [name for name in _OF_COMPARE if name in settings]:
             because = f"`compare` sets {', '.join(wrong)} itself"
@@ -67,12 +71,9 @@ class LanguageTarget(TeacherTarget, Advised):
         if unknown := [name for name in settings if name not in known]:
             because = f"`{unknown[0]}` is no argument of `language_model`"
             raise InputError(cannot("use these settings", because, f"Choose among {', '.join(known)}"))
-        if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
-            because = f"they are one `{type(data).__name__}`"
-            raise InputError(
-                cannot("read these examples", because, "Give a list of texts, of prompts with completions, or of ids")
-            )
-        self.teacher, self.data, self.tokenizer, self.settings = teacher, list(data), tokenizer, settings
+        teacher_of(teacher)  # refuses what is no teacher
+        check_tokenizer(tokenizer)
+        self.teacher, self.data, self.tokenizer, self.settings = teacher, listed_examples(data), tokenizer, settings
         self.budget, self.keep_students = settings.get("budget"), keep_students
         self._seed: int | None = None
         self._memo: dict[Any, Any] = {}
@@ -96,7 +97,6 @@ class LanguageTarget(TeacherTarget, Advised):
         """Refuse an objective that the settings or the teacher don't allow."""
         settings = {name: self.settings[name] for name in ("hard_label_weight", "temperature") if name in self.settings}
         check_together(found.divergence, found.shares, found.credit, settings.get("hard_label_weight", 0.0))
-        teacher_of(self.teacher)  # refuses what is no teacher
         check_access(TeacherAccess.of(self.teacher), found.divergence, found.shares, **settings)
         if found.shares["data"] and any(_is_prompt(one) for one in self.data):
             because = "some examples are prompts without completions"
