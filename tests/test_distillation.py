@@ -17,7 +17,8 @@ import whichkl as wk
 from programs import Program
 from whichkl.distillation import Distillation, DistillationTarget, reliability, scored
 from whichkl.distillation.job import read_job
-from whichkl.distillation.training import Loss, row_divergence_of, spec_of
+from whichkl.distillation.losses.specs import row_divergence_of, spec_of
+from whichkl.distillation.training import Loss
 
 
 def rows(n=600, d=6, seed=0):

@@ -10,7 +10,7 @@ from typing import Any
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.job import TEXT, JobFields
 from whichkl.distillation.language.objective import shares_of
-from whichkl.distillation.training import row_divergence_of
+from whichkl.distillation.losses.specs import row_divergence_of
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("teacher", "student", "data", "objective", "credit"), (str,)),

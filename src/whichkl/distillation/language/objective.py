@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.training import row_divergence_of, spec_of
+from whichkl.distillation.losses.specs import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
 SOURCES = ("data", "student", "teacher")

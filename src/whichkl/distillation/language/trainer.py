@@ -33,7 +33,7 @@ from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import TeacherAccess, TokenScores, check_access, settled, teacher_of
 from whichkl.distillation.language.token_loss import Side
 from whichkl.distillation.language.training_arguments import check_names, checked_arguments
-from whichkl.distillation.training import row_divergence_of, spec_of
+from whichkl.distillation.losses.specs import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
 _STEPS_OF_A_BUDGET = 1_000
