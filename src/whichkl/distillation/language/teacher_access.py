@@ -99,6 +99,8 @@ class TeacherAccess:
     """What can be done with the teacher's law of sequences."""
     situation: str
     """One sentence on it."""
+    what: str
+    """What there is of the teacher, in few words."""
     reason: str = ""
     """Why what is possible is possible; of a model it depends on the prefixes."""
     temperature: float | None = None
@@ -119,35 +121,62 @@ class TeacherAccess:
         Raises:
             InputError: there is no such kind.
         """
-        stored = {"top_k": "the likeliest tokens with the mass of the rest", "draws": "draws of the next token"}
-        if kind in stored:
-            return cls._stored(kind, stored[kind], None)
+        if kind in _STORED:
+            return cls._stored(kind, _STORED[kind], None)
         if kind not in _KINDS:
-            known = ", ".join([*_KINDS, *stored])
+            known = ", ".join([*_KINDS, *_STORED])
             because = "it is neither a folder of a language model nor a kind of teacher"
             raise InputError(cannot(f"use the teacher `{kind}`", because, f"Give a folder, or choose among {known}"))
-        return cls(kind, *_KINDS[kind])
+        return _KINDS[kind]
 
     @classmethod
     def _stored(cls, kind: str, what: str, temperature: float | None) -> TeacherAccess:
         situation = f"You have {what} after each token of fixed text, and can ask the teacher nothing else."
-        return cls(kind, Access.SAMPLES, situation, f"{what} are stored after every token of the data", temperature)
+        return cls(kind, Access.SAMPLES, situation, what, f"{what} are stored after every token of the data", temperature)
+
+    @property
+    def source(self) -> str:
+        """Whose prefixes a student can be measured on without drawing from the teacher."""
+        return "student" if self.kind == "scores" else "data"
+
+    def allows(self, divergence: RowDivergence) -> bool:
+        """Whether the teacher can be asked for a divergence on prefixes of `source`."""
+        shares = {"data": 0.0, "student": 0.0, self.source: 1.0}
+        try:
+            check_access(self, divergence, shares, temperature=self.temperature or 1.0)
+        except InputError:
+            return False
+        return True
 
 
 _KINDS = {
-    "model": (Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED, "You can sample the teacher and evaluate it.", ""),
-    "text": (
-        Access.SAMPLES,
-        "You have the teacher's text, and can ask it nothing.",
-        "the data are the teacher's text, whose cross-entropy is the forward KL up to the text's entropy",
-    ),
-    "scores": (
-        Access.LOG_PROB | Access.NORMALIZED,
-        "You can have the teacher score given tokens, and not sample it.",
-        "the student draws continuations of the prompts, and the teacher scores their tokens",
-    ),
+    one.kind: one
+    for one in (
+        TeacherAccess(
+            "model",
+            Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED,
+            "You can sample the teacher and evaluate it.",
+            "the model",
+        ),
+        TeacherAccess(
+            "text",
+            Access.SAMPLES,
+            "You have the teacher's text, and can ask it nothing.",
+            "its text",
+            "the data are the teacher's text, whose cross-entropy is the forward KL up to the text's entropy",
+        ),
+        TeacherAccess(
+            "scores",
+            Access.LOG_PROB | Access.NORMALIZED,
+            "You can have the teacher score given tokens, and not sample it.",
+            "its scores of given tokens",
+            "the student draws continuations of the prompts, and the teacher scores their tokens",
+        ),
+    )
 }
-"""Access, situation and reason of every kind of teacher that stores nothing."""
+"""Every kind of teacher that stores nothing."""
+_STORED = {"top_k": "the likeliest tokens with the mass of the rest", "draws": "draws of the next token"}
+"""What there is of teachers that were stored, where it isn't known more exactly."""
 
 
 Teacher = CausalModel | StoredTeacher | TokenScores | None
