@@ -55,23 +55,16 @@ def advise(
     options.check_exists(samples)
     given = {"SAMPLES": samples, "--log-prob": log_prob, "--dim": dim, "--support": support, "--access": access, "--left": left}
     if teacher is not None:
-        if others := [name for name, value in {**given, "--family": family}.items() if value is not None]:
-            because = f"`{others[0]}` is for a target of another kind"
-            raise InputError(cannot("use `--teacher` here", because, "Drop one of them"))
-        console.show(_of_teacher(teacher), as_json)
+        console.show(_of_teacher(teacher, {**given, "--family": family}), as_json)
         return
     is_given = any(one is not None for one in given.values())
     if not is_given and asking.is_possible() and not as_json:
         access, left = asking.ask()
-    if left is not None and (samples or log_prob or access not in (None, "nothing")):
-        because = "it is for a target that can be neither sampled nor evaluated, and an access is given"
-        raise InputError(cannot("use `--left` here", because, "Drop one of them"))
+    _check_together(access, left, is_target=bool(samples or log_prob))
     exits.load_torch()
     from whichkl.access import Access
     from whichkl.advice import advise as advised
 
-    if access is not None and (samples or log_prob):
-        raise InputError(cannot("use `--access` here", "a target is given, which has its own access", "Drop one of them"))
     if access is not None or (left is not None and dim is None):
         target: Any = Access.parse(access or "nothing")
     else:
@@ -85,8 +78,19 @@ def advise(
         console.say(f"\nNext: {_next_line(advice)}")
 
 
-def _of_teacher(teacher: str) -> Advice:
+def _check_together(access: str | None, left: str | None, *, is_target: bool) -> None:
+    if left is not None and (is_target or access not in (None, "nothing")):
+        because = "it is for a target that can be neither sampled nor evaluated, and an access is given"
+        raise InputError(cannot("use `--left` here", because, "Drop one of them"))
+    if access is not None and is_target:
+        raise InputError(cannot("use `--access` here", "a target is given, which has its own access", "Drop one of them"))
+
+
+def _of_teacher(teacher: str, others: dict[str, Any]) -> Advice:
     """Return the advice for a teacher of language models: a stored one is opened, and what a model allows needs no model."""
+    if given := [name for name, value in others.items() if value is not None]:
+        because = f"`{given[0]}` is for a target of another kind"
+        raise InputError(cannot("use `--teacher` here", because, "Drop one of them"))
     exits.load_torch()
     from whichkl.distillation.language.advice import language_advice
     from whichkl.distillation.language.stored_teacher import MANIFEST, StoredTeacher
