@@ -5,6 +5,7 @@ A value that a parameter takes, by its annotation, is no bad input: see `TAKEN`.
 
 import datetime
 import inspect
+import operator
 import re
 import warnings
 
@@ -81,6 +82,7 @@ TAKEN = {
     "PathLike": {"text"},
     "Function": {"function that raises", "module"},  # called later
     "Callable": {"function that raises", "module", "class", "class of frames"},
+    "Prefixes": {"None"},
     "Metric": {"function that raises", "module", "class", "class of frames", "empty list"},
 }
 """The kinds that annotations take, by their words."""
@@ -125,6 +127,9 @@ ALSO = {
     **{f"{name}.smoothing": {"too large"} for name in ("Categorical", "Product")},
     "GeneralizedLinear.penalty": {"too large"},
     **{f"{name}.teacher": {"None"} for name in ("LanguageTrainer", "language_model")},  # text alone
+    "LanguageTarget.teacher": {"None", "module"},  # called later
+    "LanguageTarget.data": {"array of text"},  # read later, by a tokenizer
+    **{f"{name}.tokenizer": {"None"} for name in ("capture", "StoredTeacher.open", "LanguageTarget")},
     **{f"{name}.args": {"None"} for name in ("LanguageTrainer", "language_model")},
     **{f"{name}.memo": {"dict"} for name in ("sequence_kl", "language_model")},
     **{f"{name}.tokenizer": {"None"} for name in ("sequence_kl", "language_model")},
@@ -275,10 +280,10 @@ def test_bad_input_is_refused_in_words(fits, tmp_path, monkeypatch):
     assert not wrong, "\n".join(wrong)
 
 
-LANGUAGE = ["LanguageTrainer", "sequence_kl", pytest.param("language_model", marks=pytest.mark.slow)]
+LANGUAGE = ["LanguageTrainer", "sequence_kl", "capture", "StoredTeacher.open", "TokenScores", "LanguageTarget"]
 
 
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", [*LANGUAGE, pytest.param("language_model", marks=pytest.mark.slow)])
 def test_bad_input_is_refused_in_words_by_language_models(name, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     from test_language_trainer import DATA, arguments, llama
@@ -286,14 +291,22 @@ def test_bad_input_is_refused_in_words_by_language_models(name, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=2)
     trained = {"args": args, "max_new_tokens": 2}
+    stored = {"teacher": llama(0), "data": DATA[:2], "folder": tmp_path / "stored", "k": 2}
+    models = {"teacher": llama(0), "student": llama(1)}
     given = {
-        "LanguageTrainer": {"train_dataset": DATA, **trained},
-        "sequence_kl": {"prompts": [[3, 4]] * 2, "max_new_tokens": 2},
-        "language_model": {"data": DATA[:12], "held_out": 0.5, **trained},
+        "LanguageTrainer": {**models, "train_dataset": DATA, **trained},
+        "sequence_kl": {**models, "prompts": [[3, 4]] * 2, "max_new_tokens": 2},
+        "capture": stored,
+        "StoredTeacher.open": {"folder": stored["folder"]},
+        "TokenScores": {},
+        "LanguageTarget": {"teacher": llama(0), "data": DATA},
+        "language_model": {**models, "data": DATA[:12], "held_out": 0.5, **trained},
     }[name]
+    if name == "StoredTeacher.open":
+        wk.distillation.capture(**stored)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrong = check(name, getattr(wk.distillation, name), {"teacher": llama(0), "student": llama(1), **given})
+        wrong = check(name, operator.attrgetter(name)(wk.distillation), given)
     assert not wrong, "\n".join(wrong)
 
 

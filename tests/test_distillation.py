@@ -17,7 +17,8 @@ import whichkl as wk
 from programs import Program
 from whichkl.distillation import Distillation, DistillationTarget, reliability, scored
 from whichkl.distillation.job import read_job
-from whichkl.distillation.training import Loss, row_divergence_of, spec_of
+from whichkl.distillation.losses.specs import row_divergence_of, spec_of
+from whichkl.distillation.training import Loss
 
 
 def rows(n=600, d=6, seed=0):
@@ -535,13 +536,13 @@ def test_a_job_is_a_file_or_options_on_top(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "report.html").exists()
     assert Distillation.load(tmp_path / "out" / "student", student=nn.Linear(6, 4)).to_dict()["scores"] == told["scores"]
     for line, match in (
-        ("epoch: 3", "takes no such argument"),
-        ("batch: many", "has no meaning"),
+        ("epoch: 3", r"bad\.yaml, line 6: Cannot use `epoch`: `distill` takes no such argument"),
+        ("batch: many", r"bad\.yaml, line 6: .*has no meaning"),
         ("objective: 3", "no meaning"),
     ):
         (tmp_path / "bad.yaml").write_text("\n".join([*lines, line]))
         with pytest.raises(ValueError, match=match):
             read_job(tmp_path / "bad.yaml")
     (tmp_path / "few.yaml").write_text(lines[0])
-    with pytest.raises(ValueError, match="`student` is missing"):
+    with pytest.raises(ValueError, match=r"few\.yaml: Cannot distill: `student` is missing"):
         read_job(tmp_path / "few.yaml")

@@ -22,6 +22,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from test_language_trainer import arguments, llama  # noqa: E402
 from whichkl.distillation import (  # noqa: E402
     LanguageDistillation,
+    LanguageTarget,
     LanguageTrainer,
     StoredTeacher,
     TokenScores,
@@ -317,7 +318,8 @@ def test_a_job_in_a_file_is_run_saved_and_reported(models, tmp_path):
     done = CliRunner().invoke(app, ["distill", str(models / "lm.yaml"), "--out", str(tmp_path / "out"), "--seed", "3", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert found["settings"]["seed"] == 3 and found["settings"]["learning_rate"] == 1e-2 and found["flops"] >= 2e6
+    assert found["settings"]["seed"] == 3 and found["settings"]["learning_rate"] == 1e-2
+    assert found["steps"] == 1 and "131% of its budget, since it ends with a whole step" in found["notes"][0]
     loaded = LanguageDistillation.load(tmp_path / "out" / "student")
     assert loaded.to_dict() == found and loaded.examples[0].data.endswith("b </s>")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "student").eos_token == "</s>"  # noqa: S105
@@ -359,6 +361,14 @@ KEYS = {
     ),
     "argument": (JOB.replace("learning_rate", "learning_rat"), "line 10: Cannot use `learning_rat` in `args`: "),
     "near": (JOB.replace("objective", "objektive"), "line 4: Cannot use `objektive`: .* Use `objective`"),
+    "missing": (JOB.replace("data: data.jsonl\n", ""), "Cannot distil a language model: `data` is missing"),
+    "together": (JOB + "hard_label_weight: 0.5\n", "line 11: Cannot use `hard_label_weight:` here: drawn tokens are no labels"),
+    "teacher": (JOB.replace("teacher: teacher", "teacher: text"), "line 1: Cannot use `teacher: None` here: there is only text"),
+    "prefixes": (JOB.replace("{student: 0.5, data: 0.5}", "student"), "line 5: .* it is a `str`, .* prefixes: {'student': 1.0}"),
+    "parameter": (JOB.replace("reverse_kl", "jeffreys:3"), "line 4: Cannot use weight_on_forward=3.0: "),
+    "rate": (JOB.replace("1e-2", "-1"), "line 10: Cannot use this `learning_rate`: it is -1"),
+    "schedule": (JOB + "  lr_scheduler_type: wavy\n", "line 9: Cannot use these `args`: it raised ValueError: wavy"),
+    "examples": (JOB.replace("data.jsonl", "few.jsonl"), "line 3: Cannot hold prompts out: 0 of 1"),
     "several": (JOB.replace("objective:", "objectives:"), "line 4: Cannot use `objectives`: .* by `whichkl compare`"),
 }
 
@@ -367,15 +377,33 @@ KEYS = {
 def test_errors_about_arguments_name_the_key_of_the_file(models, case):
     text, message = KEYS[case]
     (models / "lm.yaml").write_text(text)
+    (models / "few.jsonl").write_text(json.dumps({"prompt": "a b", "completion": "c"}))
     done = CliRunner().invoke(app, ["distill", str(models / "lm.yaml")])
-    assert re.search(rf"lm\.yaml, {message}", str(done.exception)), done.exception
+    comma = "," if message.startswith("line") else ":"
+    assert re.search(rf"lm\.yaml{comma} {message}", str(done.exception)), done.exception
 
 
-def test_a_model_with_too_few_places_is_named():
-    shape = {"vocab_size": 8, "n_positions": 6, "n_embd": 4, "n_layer": 1, "n_head": 1, "bos_token_id": 1, "eos_token_id": 2}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
-    with pytest.raises(wk.InputError, match=r"draw from the teacher: .* 2 tokens and 40 drawn ones\. Lower `max_new_tokens=`"):
-        sequence_kl(teacher=model, student=model, prompts=[[3, 4], [3, 5]], max_new_tokens=40)
+def gpt(positions):
+    shape = {"vocab_size": 8, "n_positions": positions, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, bos_token_id=1, eos_token_id=2))
+
+
+@pytest.mark.parametrize("make", [gpt, lambda positions: llama(0, max_position_embeddings=positions)], ids=["absolute", "rotary"])
+def test_a_model_with_too_few_positions_is_named_before_the_work(make, tmp_path):
+    few, many = make(6), make(64)
+    with pytest.raises(
+        wk.InputError, match=r"this teacher: a prompt of 2 .* 40 drawn .* its 6 positions.*\. Lower `max_new_tokens=`"
+    ):
+        sequence_kl(teacher=few, student=many, prompts=[[3, 4], [3, 5]], max_new_tokens=40)
+    long = [{"prompt": [3, 4, 5], "completion": [5, 6, 7, 3, 4]}, {"prompt": [3], "completion": [5]}]
+    given = {"train_dataset": long, "args": arguments(tmp_path, max_steps=1)}
+    with pytest.raises(wk.InputError, match=r"this student: a prompt of 3 tokens and 4 drawn ones are more than its 6 positions"):
+        LanguageTrainer(teacher=many, student=few, prefixes={"data": 0.5, "student": 0.5}, max_new_tokens=4, **given)
+    with pytest.raises(wk.InputError, match=r"this teacher: 9 tokens are more than its 6 positions.* Shorten the examples"):
+        LanguageTrainer(teacher=few, student=many, max_new_tokens=8, **given)
+    with pytest.raises(wk.InputError, match=r"this teacher: 9 tokens are more than its 6 positions"):
+        capture(teacher=few, data=long, folder=tmp_path / "stored", k=2, tokenizer=None)
+    LanguageTrainer(teacher=few, student=make(6), max_new_tokens=3, **given).train()  # six tokens are as many as there are
 
 
 def test_errors_about_options_name_the_option(models):
@@ -403,6 +431,25 @@ def test_a_text_alone_and_a_stored_teacher_are_teachers(models, tmp_path):
     capture(teacher=given["teacher"], tokenizer=given["tokenizer"], data=given["data"], folder=models / "stored", k=4)
     (models / "lm.yaml").write_text(JOB.replace("teacher: teacher", "teacher: stored"))
     assert isinstance(language_job(read_fields(models / "lm.yaml"))["teacher"], StoredTeacher)
+
+
+def test_the_kind_of_a_teacher_is_advised_on_the_command_line(models, tmp_path):
+    def advised(*arguments):
+        done = CliRunner().invoke(app, ["advise", *arguments, "--json"])
+        return json.loads(done.stdout) if done.exit_code == 0 else str(done.exception)
+
+    given = language_job(JobFields({"teacher": str(models / "teacher"), **{k: str(models / v) for k, v in FILES.items()}}))
+    stored = capture(teacher=given["teacher"], tokenizer=given["tokenizer"], data=given["data"], folder=tmp_path, k=4)
+    known = {str(models / "teacher"): given["teacher"], str(tmp_path): stored, "text": None, "model": given["teacher"]}
+    for name, teacher in known.items():
+        assert advised("--teacher", name) == wk.advise(LanguageTarget(teacher=teacher, data=given["data"])).to_dict()
+    for kind, possible in (("scores", ["reverse_kl@student", "reverse_kl@student:sequence"]), ("draws", ["forward_kl@data"])):
+        assert [one["objective"] for one in advised("--teacher", kind)["options"]] == possible
+    both = advised("--teacher", "top_k")
+    assert "reverse_kl@data" in str(both["options"]) and "lower bound of each" in both["verdict"]
+    assert "`nobody`: it is neither a folder of a language model nor a kind" in advised("--teacher", "nobody")
+    assert "Cannot use `--teacher` here: `--dim` is for a target" in advised("--teacher", "text", "--dim", "2")
+    assert "distill capture" in CliRunner().invoke(app, ["distill", "--help"]).stdout
 
 
 def test_other_examples_may_be_held_out(models):
@@ -440,7 +487,15 @@ def test_a_study_of_students_is_a_job_with_objectives_and_seeds(models):
     assert list(plan.students) == ["student"] and plan.config["budget"] == 2e6 and len(plan.cells) == 4
     result = plan.target.distill(plan.students["student"], plan.objectives[1], 3)
     assert result.settings["seed"] == 3 and plan.target.columns(result)["forward_kl"] > 0
-    for added, match in (("objective: forward_kl", "is for one distillation.*objectives"), ("epoch: 3", "epoch")):
+    for added, match in (
+        ("objective: forward_kl", "line 9: .*is for one distillation.*objectives"),
+        ("epoch: 3", "line 9: Cannot use `epoch`"),
+        ("objectives:\n- forward_kl\n- backward_kl", "line 11: Cannot use the divergence `backward_kl`"),
+        ("objectives: backward_kl", "line 9: Cannot use the divergence `backward_kl`"),
+        ("objectives: [forward_kl, forward_kl@data]", "line 9: Cannot compare `forward_kl@data` with itself"),
+        ("  learning_rat: 1", "line 9: Cannot use `learning_rat` in `args`"),
+        ("seeds: 0", "line 9: Cannot use `seeds: 0`"),
+    ):
         (models / "wrong.yaml").write_text(f"{text}{added}\n")
         with pytest.raises(ValueError, match=match):
             read_plan(models / "wrong.yaml")

@@ -26,12 +26,21 @@ class Stream(torch.utils.data.IterableDataset):
         return iter(UNEQUAL)
 
 
+def lora(seed):
+    from test_language_adapters import adapted
+
+    return adapted()
+
+
 RUNS = {
     "data": {"objective": "reverse_kl", "hard_label_weight": 0.3},
     "accumulated": {"changes": {"gradient_accumulation_steps": 2, "max_steps": 1, "activation_checkpointing": True}},
     "budget": {"prefixes": {"student": 1.0}, "budget": 7e6, "changes": {"max_steps": 9}},
     "mixed": {"prefixes": {"student": 0.4, "teacher": 0.3, "data": 0.3}, "changes": {"gradient_accumulation_steps": 2}},
     "stream": {"train_dataset": Stream()},
+    "adapter": {"student": lora},
+    "own teacher": {"student": lora, "is_own_teacher": True, "hard_label_weight": 0.5},
+    "drawn adapter": {"student": lora, "prefixes": {"student": 0.6, "data": 0.4}, "changes": {"gradient_accumulation_steps": 2}},
     "credit": {"objective": "reverse_kl", "credit": "sequence", "prefixes": {"student": 1.0}},
 }
 
@@ -43,9 +52,11 @@ def run(folder, batch, names):
     for name in names:
         given = dict(RUNS[name])
         changes = {"per_device_train_batch_size": batch, "optim": "sgd", "max_steps": 2, **backend, **given.pop("changes", {})}
+        student = given.pop("student", llama)(1)
+        teacher = student.get_base_model() if given.pop("is_own_teacher", False) else llama(0)
         trainer = LanguageTrainer(
-            teacher=llama(0), student=llama(1), args=arguments(folder, **changes), eval_dataset=UNEQUAL[:13], max_new_tokens=8,
-            **{"train_dataset": UNEQUAL, **given},
+            teacher=teacher, student=student, args=arguments(folder, **changes), max_new_tokens=8,
+            **{"train_dataset": UNEQUAL, "eval_dataset": UNEQUAL[:13], **given},
         )  # fmt: skip
         before = trainer.evaluate()["eval_loss"]  # 13 examples for batches of 8, or twice 8: some fill up
         drawn, collect = [], trainer.get_batch_samples
@@ -117,6 +128,19 @@ def test_two_processes_train_as_one_and_stop_at_the_same_step(tmp_path):
 @pytest.mark.slow
 def test_two_processes_agree_on_all_prefixes_with_accumulation_and_credit(tmp_path):
     check(tmp_path, ["accumulated", "mixed", "stream", "credit"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+def test_two_processes_train_an_adapter_as_one_and_leave_its_base_alone(tmp_path):
+    pytest.importorskip("peft")
+    names = ["adapter", "own teacher", "drawn adapter"]
+    check(tmp_path, names)
+    given = lora(1)
+    for name in names:
+        found = json.loads((tmp_path / "1.json").read_text())[name]["weights"]
+        for weight, after in zip(given.parameters(), found, strict=True):
+            assert (weight.flatten().tolist() == after) is not weight.requires_grad
 
 
 def sharded(folder):

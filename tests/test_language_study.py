@@ -96,7 +96,7 @@ def test_stored_rows_allow_one_direction(monkeypatch):
     target = LanguageTarget(teacher=stored, data=[[1, 2, 3]])
     assert target.access == Access.SAMPLES
     assert [option.objective.name for option in wk.advise(target).options] == ["forward_kl@data"]
-    assert "ask it nothing else" in wk.advise(target).situation
+    assert "ask the teacher nothing else" in wk.advise(target).situation
 
 
 def test_prompts_alone_leave_prefixes_that_are_drawn():
@@ -158,9 +158,9 @@ def test_arms_spend_the_same_and_start_from_one_student(study):
     for name in ("forward_kl_before", "reverse_kl_before", "entropy_teacher", "length_teacher"):
         by_seed = [{row[name] for row in rows if row["seed"] == seed} for seed in (0, 1)]
         assert all(len(one) == 1 for one in by_seed) and by_seed[0] != by_seed[1], name
-    for row in rows:  # at most one step of 8 sequences of at most 9 tokens above the budget, for student and teacher
-        step = 8 * 9 * 8 * sum(weight.numel() for weight in llama(0).parameters())
-        assert 1e7 <= row["flops"] <= 1e7 + step
+    for row in rows:  # less than a step below the budget, and hardly above it where steps differ
+        step = row["flops"] / row["iterations"]
+        assert 1e7 - step < row["flops"] <= 1e7 + 0.2 * step and "budget" not in row["notes"]
         assert row["forward_kl"] > 0 and row["forward_kl_stderr"] > 0 and row["cpu_seconds"] > 0
         assert row["jeffreys"] == row["forward_kl"] + row["reverse_kl"]
         assert row["entropy_gap"] == pytest.approx(abs(row["entropy"] - row["entropy_teacher"]))
@@ -175,6 +175,10 @@ def test_a_study_resumes_and_is_read_back(study, monkeypatch):
     again = wk.compare(target_of(), {"small": llama(1)}, ARMS, seeds=2, out=folder, tell=seen.append)
     assert seen[0].skipped == 4 and again.rows == found.rows == Study.load(folder).rows
     kept = LanguageDistillation.load(found.cells[0].folder / "fit")
+    with pytest.raises(
+        wk.InputError, match=r"holds a student, which is no fit\. Use .*\.LanguageDistillation\.load\('.*fit'\)\.$"
+    ):
+        found.fit(0)
     assert kept.after.forward_kl.value == found.rows[0]["forward_kl"]
     assert "small · reverse_kl@student" in str(found) and "needs at least 6 seeds" in found.verdict.sentence
     other = target_of(teacher=llama(5))
@@ -247,7 +251,7 @@ def test_the_learning_rate_falls_to_zero_with_the_budget(tmp_path):
         for spent, rate in rates[1:]:
             wanted = 1e-2 * (spent / 0.2 if spent < 0.2 else max(0.0, (1 - spent) / 0.8))
             assert rate == pytest.approx(wanted, abs=1e-2 * 0.01)
-        assert rates[-1][1] == 0 and rates[-1][0] >= 1
+        assert rates[-1][0] > 1 - 1.2 / len(rates) and rates[-1][1] < 2e-2 / len(rates)
 
 
 def test_held_out_prompts_may_be_given(study):

@@ -22,7 +22,7 @@ D = torch.float64
 
 def llama(seed, tokens=24, width=16, **more):
     shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
-    shape |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "eos_token_id": 2}
+    shape |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3, "eos_token_id": 2}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=tokens, pad_token_id=2, **{**shape, **more}))
@@ -437,14 +437,31 @@ def test_a_budget_of_operations_ends_training(tmp_path):
     size = sum(weight.numel() for weight in student.parameters())
     each = 8 * size * 4 * 5  # both models, four examples of five tokens
     data = [{"prompt": [3 + k, 4], "completion": [5, 6]} for k in range(20)]
-    trainer = trained(tmp_path, teacher=teacher, student=student, data=data, changes={"max_steps": 9}, budget=3.5 * each)
-    assert trainer.state.global_step == 4 and trainer.flops == 4 * each
+    for budget, steps in ((3.5, 3), (4.0, 4), (0.5, 1)):
+        given = {"teacher": teacher, "student": llama(1), "data": data, "budget": budget * each}
+        trainer = trained(tmp_path, **given, changes={"max_steps": 9})
+        assert trainer.state.global_step == steps and trainer.flops == steps * each
+
+
+@pytest.mark.parametrize(
+    ("budget", "allowed", "note"),
+    [(3.5, 9, None), (0.25, 9, "400% of its budget, since"), (9.0, 2, "22% of its budget: let `args` allow more")],
+)
+def test_a_result_states_a_budget_that_was_not_met(budget, allowed, note, tmp_path):
+    each = 8 * sum(weight.numel() for weight in llama(1).parameters()) * 4 * 5
+    data = [{"prompt": [3 + k, 4], "completion": [5, 6]} for k in range(20)]
+    given = {"teacher": llama(0), "student": llama(1), "data": data, "max_new_tokens": 3, "held_out": 0.2}
+    args = arguments(tmp_path, max_steps=allowed)
+    found = wk.distillation.language_model(**given, args=args, budget=budget * each)
+    assert (found.notes == ()) if note is None else (note in found.notes[0] and note in str(found))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"budget": -1.0}, "a positive number of FLOPs"),
+        ({"prefixes": "student"}, r"`prefixes='student'`: it is a `str`, .* Say, prefixes={'student': 1.0}"),
+        ({"prefixes": ["student"]}, r"`prefixes=…`: it is a `list`, .* Say, prefixes={'data': 0.5, "),
         ({"held_out": 0.0}, "a share lies between 0 and 1"),
         ({"data": DATA[:1]}, "distinct prompts are held out"),
     ],

@@ -14,7 +14,7 @@ from whichkl.distillation.language.examples import read_examples, together
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.token_loss import TokenLoss
 from whichkl.distillation.losses.rows import divergence_named
-from whichkl.distillation.training import row_divergence_of
+from whichkl.distillation.losses.specs import row_divergence_of
 
 transformers = pytest.importorskip("transformers")
 from test_language_trainer import DATA, arguments, by_hand, causal, llama, trained  # noqa: E402

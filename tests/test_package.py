@@ -77,6 +77,15 @@ def test_a_first_fit_waits_for_no_library_that_it_does_not_use():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_loss_of_a_language_model_loads_no_solver_and_no_family():
+    code = "import sys\nimport whichkl.distillation.language.objective, whichkl.distillation.language.partial_losses\n"
+    code += (
+        "wrong = [name for name in sys.modules if name.startswith(('whichkl.solvers', 'whichkl.families', 'whichkl.targets'))]\n"
+    )
+    done = run(code + "assert not wrong, wrong")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_runs(path, tmp_path):
     if "transformers" in path.read_text():

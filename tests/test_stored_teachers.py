@@ -21,7 +21,7 @@ from whichkl.distillation.language import capture as capturing
 from whichkl.distillation.language.causal import CausalModel
 from whichkl.distillation.language.examples import read_examples, together
 from whichkl.distillation.language.held_out_loss import held_out_loss
-from whichkl.distillation.language.teacher_access import ScoreLoss, StoredLoss, TextLoss
+from whichkl.distillation.language.partial_losses import ScoreLoss, StoredLoss, TextLoss
 from whichkl.distillation.language.token_loss import TokenLoss
 from whichkl.distillation.losses import DIVERGENCES
 from whichkl.distillation.losses.rows import divergence_named

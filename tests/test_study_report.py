@@ -9,6 +9,7 @@ import pytest
 
 import whichkl as wk
 from whichkl._checks import InputError
+from whichkl.plots.arms import tradeoff
 from whichkl.reporting.page import Block, Section, markdown
 from whichkl.study import Study
 from whichkl.study.ledger import Stored
@@ -145,6 +146,24 @@ def test_training_curves_are_drawn_where_a_solver_has_them(tmp_path):
     assert 2 < len(climbed) <= 200
     assert climbed[-1] == pytest.approx(study.cells[2].details["optima"][0]["loss"], abs=1e-3)
     assert "How the loss fell" in wk.report(study, tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+@pytest.mark.parametrize("ratio", [1.1, 30.0], ids=["linear", "logarithmic"])
+def test_error_bars_lie_inside_the_axes(spread, ratio):
+    def measured(arm, seed):
+        forward, reverse = ((1 + spread * abs(np.random.default_rng((arm, seed, one)).normal())) for one in (0, 1))
+        return {"forward_kl": forward * ratio**arm, "reverse_kl": reverse * ratio**-arm}
+
+    study = made(4, 6, measured)
+    figure = tradeoff(study.rows, study.verdict, "forward_kl", "reverse_kl")
+    for name, at, bar in (("xaxis", "x", "error_x"), ("yaxis", "y", "error_y")):
+        axis = figure.layout[name]
+        ends = [10**one if axis.type == "log" else one for one in axis.range]
+        assert (axis.type == "log") is (ratio > 2)
+        for trace in figure.data:
+            value, error = trace[at][0], trace[bar].array[0]
+            assert error > 0 and value + error < ends[1] and ends[0] < value - error
 
 
 @pytest.mark.slow

@@ -69,7 +69,8 @@ def distill(
 ) -> None:
     """Train a student classifier or language model on its teacher, and report on unseen examples.
 
-    With --out, the same command resumes.
+    With --out, the same command resumes. `whichkl distill capture` stores a teacher language model's laws first, so that students
+    are trained without it; it has a --help of its own.
     """
     if out is not None:
         check_results_folder(out, "report.html")
@@ -100,12 +101,14 @@ def _classifier(fields: JobFields, out: Path | None, tell: Tell) -> Any:
 
     if out is not None:
         prepare_results(DISTILLATION, out / "student")
-    return run_distill(**job_of(fields.values), journal=journal_of(out), tell=tell)
+    arguments = job_of(fields)
+    with fields.as_in_file(arguments):
+        return run_distill(**arguments, journal=journal_of(out), tell=tell)
 
 
 def _language_model(fields: JobFields, out: Path | None, tell: Tell) -> Any:
     from whichkl.distillation.language.distillation import language_model
-    from whichkl.distillation.language.job import as_in_file, language_job
+    from whichkl.distillation.language.job import NAMES, language_job
     from whichkl.distillation.language.result import LANGUAGE_DISTILLATION
 
     if out is not None:
@@ -114,5 +117,5 @@ def _language_model(fields: JobFields, out: Path | None, tell: Tell) -> Any:
     if "epochs" in values:  # an option of the command
         values["args"] = {**values.get("args", {}), "num_train_epochs": values.pop("epochs")}
     arguments = language_job(fields._replace(values=values))
-    with as_in_file(fields):
+    with fields.as_in_file(NAMES):
         return language_model(**arguments, journal=journal_of(out), tell=tell)

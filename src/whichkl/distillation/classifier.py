@@ -16,11 +16,12 @@ from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.examples import Examples, InMemory, Loaded, divided, examples_of
 from whichkl.distillation.losses import RowDivergence
+from whichkl.distillation.losses.specs import row_divergence_of, spec_of
 from whichkl.distillation.networks import Teacher, checked, copied, digest, logits_of
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.scores import Scores, scored
 from whichkl.distillation.teacher_target import Student, TeacherTarget
-from whichkl.distillation.training import Loss, Run, checked_labels, row_divergence_of, spec_of
+from whichkl.distillation.training import Loss, Run, checked_labels
 from whichkl.files.journal import Journal
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes

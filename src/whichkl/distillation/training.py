@@ -14,9 +14,9 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.examples import Batch, Examples
-from whichkl.distillation.losses import DIVERGENCES, RowDivergence, divergence_named, of_logits
+from whichkl.distillation.losses import RowDivergence, of_logits
+from whichkl.distillation.losses.specs import spec_of
 from whichkl.distillation.networks import Teacher, logits_of
-from whichkl.divergences.kinds import parameters_of
 from whichkl.files.journal import Journal
 from whichkl.process.seeds import seeded
 from whichkl.solvers import descent
@@ -63,43 +63,6 @@ class Loss:
         factor = "T² · " if self.temperature_squared else ""
         at = "" if self.temperature == 1 else f" at T = {self.temperature:g}"
         return f"{weight}{factor}{spec_of(self.divergence)}{at}" + ("" if w == 0 else f" + {w:.4g} · cross-entropy of the labels")
-
-
-def row_divergence_of(objective: Any) -> RowDivergence:
-    """Return the row divergence that a text names: its name, and after a colon its parameter where it has one.
-
-    Raises:
-        InputError: the name isn't known, or the parameter can't be this.
-
-    >>> row_divergence_of("jeffreys:0.3")
-    JeffreysDivergence(weight_on_forward=0.3)
-    """
-    if isinstance(objective, RowDivergence):
-        return objective
-    if not isinstance(objective, str):
-        because = f"it is a `{type(objective).__name__}`"
-        raise InputError(cannot("use this objective", because, f"Name one of {', '.join(DIVERGENCES)}"))
-    name, colon, value = (part.strip() for part in objective.partition(":"))
-    if not colon or name not in DIVERGENCES:
-        return divergence_named(name)
-    parameters = list(DIVERGENCES[name].parameters)
-    try:
-        number = float(value)
-    except ValueError:
-        number = None
-    if number is None or not parameters:
-        written = name + "".join(f"[:{one.upper()}]" for one in parameters)
-        raise InputError(cannot(f"minimise `{objective}`", f"it is written {written}", "Correct it"))
-    return divergence_named(name, **{parameters[0]: number})
-
-
-def spec_of(divergence: RowDivergence) -> str:
-    """Return the text that `row_divergence_of` reads.
-
-    >>> spec_of(row_divergence_of("renyi")), spec_of(row_divergence_of("forward_kl"))
-    ('renyi:0.5', 'forward_kl')
-    """
-    return ":".join([divergence.name, *(f"{getattr(divergence, one):g}" for one in parameters_of(divergence))])
 
 
 @dataclass

@@ -48,7 +48,7 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
         return None
     kinds = list(dict.fromkeys(_kind(arm) for arm in points))
     figure, is_few = new_figure(), len(points) <= MAX_ARMS
-    x_axis, y_axis = (_axis([pair[k][0] for pair in points.values()]) for k in (0, 1))
+    x_axis, y_axis = (_axis(*zip(*[pair[k] for pair in points.values()], strict=True)) for k in (0, 1))
     for name, arms in _traces(list(points), verdict, is_few).items():
         color, symbol = color_of(arms[0]), "circle"
         if is_few:
@@ -141,15 +141,21 @@ def _mean(rows: Rows, column: str) -> tuple[float, float] | None:
     return (found[0], found[1] or 0.0) if found is not None and math.isfinite(found[0]) else None
 
 
-def _axis(values: Sequence[float]) -> dict[str, Any]:
-    """Return an axis with room for points; it's logarithmic where visible values differ by large factors."""
+def _axis(values: Sequence[float], errors: Sequence[float] = ()) -> dict[str, Any]:
+    """Return an axis with room for points and their error bars; it's logarithmic where visible values differ by large factors.
+
+    A bar that reaches 0 on a logarithmic axis has a decade of room, and runs to the edge.
+    """
     seen = [value for value in values if value >= _MIN_ON_LOG_AXIS]
-    low, high = min(values), max(values)
-    if low >= 0 and seen and max(seen) > _MIN_LOG_RATIO * min(seen):
+    pairs = list(zip(values, errors or [0.0] * len(values), strict=True))
+    high = max(value + error for value, error in pairs)
+    if min(values) >= 0 and seen and max(seen) > _MIN_LOG_RATIO * min(seen):
+        low = min(max(value - error, value / 10) for value, error in pairs)
         low, high = (math.log10(max(_MIN_ON_LOG_AXIS, one)) for one in (low, high))
         room = 0.08 * (high - low)
         ticks = {"dtick": 1, "exponentformat": "power"} if high > 4 else {"dtick": 1}
         return {"type": "log", "range": short([low - room, high + room]), **ticks}
+    low = min(value - error for value, error in pairs)
     room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     return {"range": short([low - room, high + room]), "nticks": 5}
 

@@ -30,6 +30,8 @@ _SPLITS = (
     "All seeds split one set of samples, so that their parts overlap: intervals and p-values tell which arm is better on these "
     "samples, and would be wider for other samples from the same source (Nadeau & Bengio, 2003)."
 )
+_KINDS_OF_STUDENTS = {"distillation": "Distillation", "language model": "LanguageDistillation"}
+"""The class of a cell's result, by the source of the target, where it is no fit."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,14 @@ class Study(HTML):
             family: the family, where it's a module of your own.
 
         Raises:
-            InputError: there is no such cell, or it failed.
+            InputError: there is no such cell, it failed, or it holds a student, which is no fit.
         """
         one = self._cell(cell)
+        if (kind := _KINDS_OF_STUDENTS.get(str(self.config["target"].get("source")))) is not None:
+            instead = "Run `compare` with `out=`, which keeps students"
+            if one.folder is not None and (one.folder / "fit").is_dir():
+                instead = f"Use whichkl.distillation.{kind}.load({str(one.folder / 'fit')!r})"
+            raise InputError(cannot(f"load the fit of cell {one.key[:8]}", "it holds a student, which is no fit", instead))
         if one.row["status"] == "failed":
             raise InputError(cannot(f"load the fit of cell {one.key[:8]}", f"it failed: {one.row['error']}", "Choose another"))
         if one.folder is not None:

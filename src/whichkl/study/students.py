@@ -9,7 +9,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.distillation.classifier import DistillationTarget
 from whichkl.distillation.job import job, read_fields
 from whichkl.distillation.language.job import is_language_job, language_job
-from whichkl.distillation.language.target import LanguageTarget
+from whichkl.distillation.language.target import LanguageTarget, check_arguments
 from whichkl.distillation.teacher_target import TeacherTarget
 from whichkl.study.plan import DistillationPlan, distillation_plan_of
 
@@ -26,13 +26,20 @@ def read_student_plan(path: Path) -> DistillationPlan:
     if wrong := [name for name in ("objective", "prefixes", "credit", "seed") if name in values]:
         because = f"`{wrong[0]}` is for one distillation"
         instead = "Name `objectives:`, a list such as [forward_kl@data, reverse_kl@student], and a number of `seeds:`"
-        raise InputError(cannot(f"read `{path}`", because, instead))
+        with fields.naming(wrong[0]):
+            raise InputError(cannot(f"read `{path}`", because, instead))
     name = Path(str(values.get("student", "student")).rpartition(":")[2]).name
-    is_of_language = is_language_job(values)
-    found: dict[str, Any] = language_job(fields._replace(values=values)) if is_of_language else job(values)
+    is_of_language, written = is_language_job(values), fields._replace(values=values)
+    found: dict[str, Any] = language_job(written) if is_of_language else job(written)
     student = found.pop("student")
-    if is_of_language:
-        target: TeacherTarget = LanguageTarget(**found)
-    else:
-        target = DistillationTarget(found.pop("teacher"), found.pop("data"), found)
-    return distillation_plan_of(target, {name: student}, objectives, seeds)
+    with fields.as_in_file((*fields.values, *found)):
+        if is_of_language:
+            target: TeacherTarget = LanguageTarget(**found)
+            check_arguments(found.get("args"))
+        else:
+            target = DistillationTarget(found.pop("teacher"), found.pop("data"), found)
+    for i, one in enumerate([objectives] if isinstance(objectives, str) else objectives or ()):
+        with fields.naming("objectives", i):
+            target.name_of(one)
+    with fields.as_in_file(fields.values):
+        return distillation_plan_of(target, {name: student}, objectives, seeds)

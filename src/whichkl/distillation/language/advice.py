@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from whichkl._checks import InputError
-from whichkl.access import Access
 from whichkl.advice import Advice, Option
 from whichkl.distillation.language.objective import LanguageObjective
-from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import TokenScores
+from whichkl.distillation.language.teacher_access import TeacherAccess, check_access
 
 _RANKED = (
     "forward_kl@data",
@@ -49,49 +46,40 @@ class LanguageAdvice(Advice):
         names = [option.objective.name for option in self.options]
         if not names:
             return "Nothing can be minimised: the reasons are below."
-        if self.access.cell == "samples":
+        if self.access.cell == "samples" and len(names) == 1:
             return "Minimise forward KL on the data's prefixes: no other direction is possible."
         if self.access.cell == "log_prob":
             return "Minimise reverse KL on the student's own prefixes: no other direction is possible."
+        other, choices = "reverse_kl@student", "direction and prefixes are two choices"
+        if self.access.cell == "samples":
+            other, choices = "reverse_kl@data", "the stored tokens give a lower bound of each, on the data's prefixes alone"
         return (
-            "Either direction is possible, and direction and prefixes are two choices, so let an experiment on your data decide: "
-            f"whichkl.compare(target, {{'student': student}}, [{names[0]!r}, 'reverse_kl@student'], seeds=6). Start with "
+            f"Either direction is possible, and {choices}, so let an experiment on your data decide: "
+            f"whichkl.compare(target, {{'student': student}}, [{names[0]!r}, {other!r}], seeds=6). Start with "
             f"{names[0]}, which drops nothing that the teacher may write."
         )
 
 
-def language_advice(teacher: Any, access: Access, check: Callable[[LanguageObjective], None]) -> LanguageAdvice:
-    """Return the advice for a teacher; `check` refuses an objective that it doesn't allow."""
+def language_advice(teacher: TeacherAccess, check: Callable[[LanguageObjective], None] | None = None) -> LanguageAdvice:
+    """Return the advice for a teacher of this access; `check` refuses an objective, by default what the access doesn't allow.
+
+    >>> [option.objective.name for option in language_advice(TeacherAccess.named("text")).options]
+    ['forward_kl@data']
+    """
     options, missing = [], {}
     for text in _RANKED:
-        objective = replace(LanguageObjective.of(text), is_of_teachers_text=teacher is None)
+        objective = replace(LanguageObjective.of(text), is_of_teachers_text=teacher.kind == "text")
         try:
-            check(objective)
+            if check is None:
+                check_access(teacher, objective.divergence, objective.shares)
+            else:
+                check(objective)
         except InputError as error:
             missing[text] = str(error).split(": ", 1)[-1].split(". ", 1)[0]
             continue
-        options.append(Option(objective, _reason(teacher, objective), f"language_model({_typed(objective)}, …)"))
-    return LanguageAdvice(access, None, None, tuple(options), missing, (), known=_known(teacher))
-
-
-def _known(teacher: Any) -> str:
-    if teacher is None:
-        return "You have the teacher's text, and can ask it nothing."
-    if isinstance(teacher, StoredTeacher):
-        return f"You have {teacher.what} after each token of the teacher's text, and can ask it nothing else."
-    if isinstance(teacher, TokenScores):
-        return "You can have the teacher score given tokens, and not sample it."
-    return "You can sample the teacher and evaluate it."
-
-
-def _reason(teacher: Any, objective: LanguageObjective) -> str:
-    if teacher is None:
-        return "the data are the teacher's text, whose cross-entropy is the forward KL up to the text's entropy"
-    if isinstance(teacher, StoredTeacher):
-        return f"{teacher.what} are stored after every token of the data"
-    if isinstance(teacher, TokenScores):
-        return "the student draws continuations of the prompts, and the teacher scores their tokens"
-    return _REASONS[next(name for name, share in objective.shares.items() if share)]
+        source = next(name for name, share in objective.shares.items() if share)
+        options.append(Option(objective, teacher.reason or _REASONS[source], f"language_model({_typed(objective)}, …)"))
+    return LanguageAdvice(teacher.access, None, None, tuple(options), missing, (), known=teacher.situation)
 
 
 def _typed(objective: LanguageObjective) -> str:

@@ -58,12 +58,28 @@ class CausalModel:
                 return frozenset([found] if isinstance(found, int) else found)
         return None
 
+    def check_length(self, tokens: int, drawn: int = 0) -> None:
+        """Refuse sequences of more tokens, `drawn` of them drawn, than the model's configuration has positions.
+
+        A model with rotary positions runs beyond them, but wasn't trained there: its laws would be silently wrong.
+        """
+        limit = getattr(getattr(inner_of(self.module), "config", None), "max_position_embeddings", None)
+        if not isinstance(limit, int) or not 0 < limit < tokens:
+            return
+        what, instead = f"{tokens:,} tokens are", "Shorten the examples"
+        if drawn:
+            what, instead = f"a prompt of {tokens - drawn:,} tokens and {drawn:,} drawn ones are", "Lower `max_new_tokens=`"
+        because = f"{what} more than its {limit:,} positions, and it was trained on no others"
+        instead += ", or raise `config.max_position_embeddings` if the model takes more"
+        raise InputError(cannot(f"use this {self.who}", because, instead))
+
     def logits(self, ids: Int[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t v"]:
         """Return the logits of the next token after every place, without a graph.
 
         Raises:
-            InputError: the model can't be called, or returns another shape.
+            InputError: the model can't be called on as many tokens, or returns another shape.
         """
+        self.check_length(ids.shape[1])
         given: dict[str, Any] = {"attention_mask": mask.long().to(self.device)} if self.takes_mask else {}
         try:
             with torch.no_grad(), self.without_adapter():
@@ -124,6 +140,13 @@ def evaluating(*models: Any) -> Iterator[None]:
             part.training = mode
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse what can't be called on text, or has no number of tokens."""
+    if tokenizer is not None and (isinstance(tokenizer, type) or not (callable(tokenizer) and hasattr(tokenizer, "__len__"))):
+        because = f"it is a `{type(tokenizer).__name__}`, not a tokenizer"
+        raise InputError(cannot("use this tokenizer", because, "Pass one of transformers, or None where data are token ids"))
+
+
 class Sized(Protocol):
     """What `agree` looks at: a model, or a stored teacher."""
 
@@ -170,9 +193,7 @@ def agree(teacher: Sized | None, student: Sized | None, tokenizer: Any, vocabula
 
 def _number_of_tokens(widths: Mapping[str, int], tokenizer: Any, vocabulary: int | None) -> int:
     """Return how many columns are tokens; without a tokenizer or a number, all of them if both sides have as many."""
-    if tokenizer is not None and (isinstance(tokenizer, type) or not (callable(tokenizer) and hasattr(tokenizer, "__len__"))):
-        because = f"it is a `{type(tokenizer).__name__}`, not a tokenizer"
-        raise InputError(cannot("use this tokenizer", because, "Pass one of transformers, or None where data are token ids"))
+    check_tokenizer(tokenizer)
     tokens = len(tokenizer) if tokenizer is not None else vocabulary
     if vocabulary not in (None, tokens):
         because = f"the tokenizer has {tokens:,} tokens"

@@ -16,7 +16,7 @@ from whichkl._checks import InputError, as_int, cannot, check_seed, require
 from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
-from whichkl.distillation.language.objective import check_numbers
+from whichkl.distillation.language.objective import Prefixes, check_numbers, shares_of
 from whichkl.distillation.language.result import Continuation, LanguageDistillation
 from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
@@ -44,7 +44,7 @@ def language_model(
     tokenizer: Any = None,
     data: Any,
     objective: str | RowDivergence = "forward_kl",
-    prefixes: Mapping[str, float] | None = None,
+    prefixes: Prefixes = None,
     credit: str = "token",
     hard_label_weight: float = 0.0,
     temperature: float = 1.0,
@@ -80,8 +80,9 @@ def language_model(
             at its end.
         args: `transformers.TrainingArguments`, or a dict of those that differ from the default: a learning rate of 10⁻³ that
             falls to 0, and three passes, or as many as the budget buys; nothing is saved.
-        budget: FLOPs after which training stops; two runs of one budget can be compared. The learning rate follows the share
-            of it that is spent; whole `warmup_steps` are thousandths of it.
+        budget: FLOPs of the training; two runs of one budget can be compared. It stops before the step that, at the mean cost of
+            those before, would exceed them; `notes` state a share that is far from all. The learning rate follows the share that
+            is spent; whole `warmup_steps` are thousandths of it.
         journal: a folder where the run records its progress; `output_dir` of `args` isn't used then. If interrupted, call again
             with the same arguments to resume; the result is the same to the last bit on the same machine. In one process only.
         seed: fixes the split, the order, prefixes and draws.
@@ -99,7 +100,7 @@ def language_model(
     from whichkl.distillation.language.training_arguments import arguments_of
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
-    shares = dict({"data": 1.0} if prefixes is None else prefixes)
+    shares = shares_of(prefixes)
     numbers = {"hard_label_weight": hard_label_weight, "temperature": temperature}
     check_numbers(**numbers, max_new_tokens=max_new_tokens, budget=budget)
     if not 0 <= as_int(evaluations) <= 100:
@@ -147,6 +148,7 @@ def language_model(
         after,
         used,
         **run.figures,
+        notes=_notes(budget, **run.figures),
         examples=_continuations(unseen[:_SHOWN], shown, tokenizer),
         tokenizer=tokenizer,
         journal=None if log is None else run.record,
@@ -238,6 +240,14 @@ def _continuations(examples: Sequence[Example], drawn: Sequence[Any], tokenizer:
         Continuation(text(one.prompt), text(one.completion), *map(text, three))
         for one, *three in zip(examples, *drawn, strict=True)
     )
+
+
+def _notes(budget: float | None, *, steps: int, flops: float, **_: Any) -> tuple[str, ...]:
+    """Note a training that spent another amount than its budget, by more than a step less or a hundredth more."""
+    if budget is None or not steps or (flops + flops / steps > budget and flops <= 1.01 * budget):
+        return ()
+    spent = f"training spent {flops / budget:.0%} of its budget"
+    return (f"{spent}: let `args` allow more steps",) if flops < budget else (f"{spent}, since it ends with a whole step",)
 
 
 def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.prompts import TOKENIZER, all_of, are_ids, listed, other_than_ids, read_prompt
+from whichkl.distillation.language.causal import CausalModel
+from whichkl.distillation.language.prompts import TOKENIZER, all_of, are_ids, is_text, listed, other_than_ids, read_prompt
 from whichkl.distillation.language.rollouts import Rollouts
 
 _WANTED = "Give texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place"
@@ -34,12 +35,26 @@ def read_examples(data: Any, tokenizer: Any, tokens: int, end: int) -> list[Exam
     Raises:
         InputError: there is none, one has another form, or an id isn't one of the tokens.
     """
+    given = enumerate(listed_examples(data))
+    return [_checked(_example(one, tokenizer, end, number), tokens, number) for number, one in given]
+
+
+def listed_examples(data: Any) -> list[Any]:
+    """Return the examples of a data set as they are, without a tokenizer.
+
+    Raises:
+        InputError: there is none, or one is in no form that `read_examples` takes.
+    """
     if isinstance(data, Mapping):
         raise InputError(cannot("read these examples", f"they are one `{type(data).__name__}`", _WANTED))
-    given = all_of(data, "read these examples", _WANTED)
-    found = [_checked(_example(one, tokenizer, end, number), tokens, number) for number, one in enumerate(given)]
+    found = all_of(data, "read these examples", _WANTED)
     if not found:
         raise InputError(cannot("read these examples", "there are none", _WANTED))
+    for number, one in enumerate(found):
+        if isinstance(one, Mapping):
+            _check_names(one, number)
+        elif not (is_text(one) or are_ids(listed(one))):
+            raise InputError(cannot("read these examples", f"example {number} is {other_than_ids(one)}", _WANTED))
     return found
 
 
@@ -71,6 +86,16 @@ def check_completions(examples: Iterable[Example]) -> None:
         )
 
 
+def check_lengths(examples: Sequence[Example], models: Iterable[Any], most: int, *, draws: bool) -> None:
+    """Refuse examples that are longer than a model's positions, or may become so where tokens are drawn."""
+    if not examples:
+        return
+    longest = max(len(one.prompt) + (most if draws else len((one.completion or [])[:most])) for one in examples)
+    for one in models:
+        if isinstance(one, CausalModel):  # other kinds of teachers have no positions
+            one.check_length(longest, most if draws else 0)
+
+
 def _checked(one: Example, tokens: int, number: int) -> Example:
     for ids in (one.prompt, one.completion):
         if ids is not None and (not ids or min(ids) < 0 or max(ids) >= tokens):
@@ -88,9 +113,7 @@ def _example(one: Any, tokenizer: Any, end: int, number: int) -> Example:
         return Example(ids[:1], _ended(ids[1:], end))
     if "messages" in one:
         return _conversation(one["messages"], tokenizer, end, number)
-    if "prompt" not in one:
-        because = f"example {number} has {', '.join(map(repr, one)) or 'nothing'}, and no 'prompt' or 'messages'"
-        raise InputError(cannot("read these examples", because, _WANTED))
+    _check_names(one, number)
     prompt, completion = read_prompt(one["prompt"], tokenizer, number), listed(one.get("completion"))
     if completion is None:
         return Example(prompt, None)
@@ -102,6 +125,12 @@ def _example(one: Any, tokenizer: Any, end: int, number: int) -> Example:
         because = f"the completion of example {number} is {other_than_ids(completion)}"
         raise InputError(cannot("read these examples", because, "Give a text or token ids"))
     return Example(prompt, _ended([int(token) for token in completion], end))
+
+
+def _check_names(one: Mapping[str, Any], number: int) -> None:
+    if "prompt" not in one and "messages" not in one:
+        because = f"example {number} has {', '.join(map(repr, one)) or 'nothing'}, and no 'prompt' or 'messages'"
+        raise InputError(cannot("read these examples", because, _WANTED))
 
 
 def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any, end: int, number: int) -> Example:

@@ -14,9 +14,10 @@ from whichkl._checks import InputError, cannot, plain
 from whichkl.distillation.language.causal import CausalModel, evaluating
 from whichkl.distillation.language.examples import Example, together
 from whichkl.distillation.language.measures import per_token
+from whichkl.distillation.language.partial_losses import PartialLoss, loss_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import PartialLoss, TokenScores, loss_of
+from whichkl.distillation.language.teacher_access import TeacherAccess, TokenScores
 from whichkl.distillation.language.token_loss import label_losses, rows_of
 from whichkl.distillation.losses import divergence_named
 from whichkl.divergences import Estimate
@@ -91,18 +92,23 @@ def held_out_loss(
     Raises:
         InputError: a stored teacher doesn't have one of the examples, or scores can't be used.
     """
-    if not isinstance(teacher, TokenScores) and any(one.completion is None for one in examples):
+    known = TeacherAccess.of(teacher)
+    is_drawn = known.source == "student"
+    if not is_drawn and any(one.completion is None for one in examples):
         because = "some held-out examples are prompts without completions"
         raise InputError(cannot("measure the held-out loss", because, "Add completions"))
-    losses, access = _losses(teacher, student, examples, most)
+    losses = _losses(teacher, known, student, examples, most)
     prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(tuple(one.prompt) for one in examples))}
     sums: dict[str, Tensor] = {}
     count = torch.zeros(len(prompts), dtype=torch.float64, device="cpu")
     for first in range(0, len(examples), _ROWS_PER_CALL):
         part = examples[first : first + _ROWS_PER_CALL]
         with torch.no_grad(), evaluating(student):
-            rollouts = _rollouts(teacher, student, part, ends, most, seed + first)
-            found = _values(losses, rollouts, has_labels=not isinstance(teacher, TokenScores))
+            if is_drawn:
+                rollouts = continued(student, [one.prompt for one in part], ends, most, seed + first)
+            else:
+                rollouts = together([one.to_dict() for one in part], most)
+            found = _values(losses, rollouts, has_labels=not is_drawn)
         which = torch.tensor([prompts[tuple(one.prompt)] for one in part], dtype=torch.int64, device="cpu")
         row = which.repeat_interleave(rollouts.end - rollouts.begin)
         count += torch.bincount(row, minlength=len(prompts))
@@ -115,31 +121,18 @@ def held_out_loss(
     if teacher is None:
         estimates["forward_kl"] = dataclasses.replace(estimates["nll"], quantity="forward_kl", up_to="entropy_p")
     forward, reverse, nll = (estimates.get(name) for name in ("forward_kl", "reverse_kl", "nll"))
-    return HeldOutLoss(access, forward, reverse, nll, len(prompts), int(count.sum()))
+    return HeldOutLoss(known.what, forward, reverse, nll, len(prompts), int(count.sum()))
 
 
-def _losses(teacher: Any, student: CausalModel, examples: Sequence[Example], most: int) -> tuple[dict[str, PartialLoss], str]:
-    """Return the losses that can be measured, by name, and what is known of the teacher."""
-    names, access, temperature = ["forward_kl"], "its text", 1.0
-    if isinstance(teacher, StoredTeacher):
-        names = ["forward_kl"] if teacher.has_draws else ["forward_kl", "reverse_kl"]
-        access, temperature = teacher.what, teacher.temperature
-    elif isinstance(teacher, TokenScores):
-        names, access = ["reverse_kl"], "its scores of given tokens"
+def _losses(
+    teacher: Any, known: TeacherAccess, student: CausalModel, examples: Sequence[Example], most: int
+) -> dict[str, PartialLoss]:
+    """Return the losses that can be measured, by name."""
     probe = torch.tensor([examples[0].prompt], dtype=torch.int64, device="cpu")
-    settings: dict[str, Any] = {"most": most, "has_credit": False, "probe": probe, "temperature": temperature}
+    settings: dict[str, Any] = {"most": most, "has_credit": False, "probe": probe, "temperature": known.temperature or 1.0}
+    divergences = [one for one in map(divergence_named, ("forward_kl", "reverse_kl")) if known.allows(one)]
     with evaluating(student):
-        losses = {name: loss_of(teacher, student, divergence_named(name), examples, **settings) for name in names}
-    return losses, access  # type: ignore[return-value]
-
-
-def _rollouts(
-    teacher: Any, student: CausalModel, examples: Sequence[Example], ends: Sequence[int], most: int, seed: int
-) -> Rollouts:
-    """Return the examples' own completions, or the student's where the teacher scores those."""
-    if isinstance(teacher, TokenScores):
-        return continued(student, [one.prompt for one in examples], ends, most, seed)
-    return together([one.to_dict() for one in examples], most)
+        return {one.name: loss_of(teacher, student, one, examples, **settings) for one in divergences}  # type: ignore[misc]
 
 
 def _values(losses: dict[str, PartialLoss], rollouts: Rollouts, *, has_labels: bool) -> dict[str, Tensor]:

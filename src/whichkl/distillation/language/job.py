@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.job import TEXT, JobFields
+from whichkl.distillation.language.objective import shares_of
+from whichkl.distillation.losses.specs import row_divergence_of
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("teacher", "student", "data", "objective", "credit"), (str,)),
@@ -21,6 +21,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "trust_remote_code": (bool,),
 }
 """Every key, and the types of its value."""
+NAMES = tuple(_TYPES)
+"""The keys."""
 _WORDS = {str: "a text", int: "a whole number", float: "a number", dict: "a mapping", bool: "true or false"}
 _EXAMPLES = {"teacher": "models/teacher", "student": "models/student", "data": "examples.jsonl"}
 
@@ -41,34 +43,15 @@ def language_job(job: JobFields) -> dict[str, Any]:
     Raises:
         InputError: a key is unknown, missing, or has a value of another type, or something can't be loaded.
     """
-    fields, naming = dict(job.values), _naming(job)
+    fields = dict(job.values)
     for name, value in fields.items():
-        with naming(name):
+        with job.naming(name):
             _check(name, value)
-    for name, example in _EXAMPLES.items():
-        if name not in fields:
-            raise InputError(cannot("distil a language model", f"`{name}` is missing", f"Add, say, {name}: {example}"))
-    return {**{k: v for k, v in fields.items() if k not in (*_EXAMPLES, "trust_remote_code")}, **_loaded(fields, naming)}
-
-
-@contextlib.contextmanager
-def as_in_file(job: JobFields) -> Iterator[None]:
-    """In errors about arguments, write them as keys of the file, after the file and the line; options stay options."""
-    file = job.file
-    try:
-        yield
-    except InputError as error:
-        if file is None:
-            raise
-        keys = [name for name in _TYPES if name not in job.values or job.values[name] == file.values.get(name)]
-        text = re.sub(
-            rf"(?<![\w-])({'|'.join(keys)})=(?=([^\s`]?))", lambda at: f"{at[1]}: " if at[2] else f"{at[1]}:", str(error)
-        )
-        found = re.match(r"Cannot use `(\w+)\b[^`]*`( in `args`)?", text)
-        place: tuple[str, ...] = () if found is None else ("args", found[1]) if found[2] else (found[1],)
-        is_there = bool(place) and place[0] in file.values and place[0] in keys
-        error.args = (f"{file.path}{f', line {file.line_of(place)}' if is_there else ''}: {text}", *error.args[1:])
-        raise
+    with job.as_in_file(NAMES):
+        for name, example in _EXAMPLES.items():
+            if name not in fields:
+                raise InputError(cannot("distil a language model", f"`{name}` is missing", f"Add, say, {name}: {example}"))
+    return {**{k: v for k, v in fields.items() if k not in (*_EXAMPLES, "trust_remote_code")}, **_loaded(fields, job.naming)}
 
 
 def _check(name: str, value: Any) -> None:
@@ -79,9 +62,13 @@ def _check(name: str, value: Any) -> None:
         if name in ("objectives", "seeds"):
             instead = "Compare several by `whichkl compare`"
         raise InputError(cannot(f"use `{name}`", because, instead))
+    if name == "prefixes":
+        shares_of(value)
     if type(value) not in _TYPES[name]:
         kind = _WORDS[_TYPES[name][-1]]
         raise InputError(cannot(f"use `{name}: {value}`", f"it isn't {kind}", f"Write {kind}"))
+    if name == "objective":
+        row_divergence_of(value)
 
 
 def _loaded(fields: Mapping[str, Any], naming: Any) -> dict[str, Any]:
@@ -107,11 +94,3 @@ def _loaded(fields: Mapping[str, Any], naming: Any) -> dict[str, Any]:
         with naming("held_out"):
             found["held_out"] = load_examples(fields["held_out"])
     return found
-
-
-def _naming(job: JobFields) -> Any:
-    """Return a context that puts the file and the line of a key before an error's message."""
-    file = job.file
-    if file is None:
-        return lambda name: contextlib.nullcontext()
-    return lambda name: file.naming(name) if name in file.values and file.values[name] is not None else contextlib.nullcontext()

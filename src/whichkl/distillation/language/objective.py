@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.training import row_divergence_of, spec_of
+from whichkl.distillation.losses.specs import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
 SOURCES = ("data", "student", "teacher")
+Prefixes = Mapping[str, float] | None
+"""Shares of the sources; None for the data alone."""
 _PART = re.compile(rf"\s*(?:(\d*\.?\d+)\s*\*?\s*)?({'|'.join(SOURCES)})\s*")
 _WRITTEN = "Write, say, forward_kl@data, reverse_kl@student, jeffreys:0.3@0.5data+0.5student or reverse_kl@student:sequence"
 _MINIMISES = {
@@ -107,20 +109,27 @@ def minimised(divergence: str, sources: Sequence[str], credit: str = "token") ->
     return known or f"no KL of sequences: a divergence of the next token, on {whose} prefixes"
 
 
-def shares_of(prefixes: Mapping[str, float] | None) -> dict[str, float]:
+def shares_of(prefixes: Any) -> dict[str, float]:
     """Return the share of every source; those of the data by default.
 
     Raises:
-        InputError: a source isn't known, or the shares don't sum to 1.
+        InputError: it is no dict, a source isn't known, or the shares don't sum to 1.
     """
+    if prefixes is not None and not isinstance(prefixes, Mapping):
+        shown = repr(prefixes) if isinstance(prefixes, str) else "…"
+        because = f"it is a `{type(prefixes).__name__}`, and each source needs its share"
+        meant = {"data": 0.5, "student": 0.5}
+        if isinstance(prefixes, str) and prefixes in SOURCES:
+            meant = {prefixes: 1.0}
+        raise InputError(cannot(f"use `prefixes={shown}`", because, f"Say, prefixes={meant}"))
     given = dict({"data": 1.0} if prefixes is None else prefixes)
     unknown = [name for name in given if name not in SOURCES]
-    if unknown:
-        because = f"`{unknown[0]}` is none of data, student and teacher"
-        raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
-    bad = any(isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one <= 1 for one in given.values())
-    if bad or abs(sum(given.values()) - 1) > 1e-9:
+    values = list(given.values())
+    bad = any(isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one <= 1 for one in values)
+    if unknown or bad or abs(sum(values) - 1) > 1e-9:
         because = "shares are numbers between 0 and 1 that sum to 1"
+        if unknown:
+            because = f"`{unknown[0]}` is none of data, student and teacher"
         raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
     return {name: float(given.get(name, 0.0)) for name in SOURCES}
 

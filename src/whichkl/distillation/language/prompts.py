@@ -40,10 +40,12 @@ def all_of(data: Any, do: str, wanted: str) -> list[Any]:
     """Return what can be listed.
 
     Raises:
-        InputError: it is one text, or can't be listed.
+        InputError: it is one text or a data frame, or can't be listed.
     """
     if isinstance(data, str) or not isinstance(data, Iterable):
         raise InputError(cannot(do, f"they are one `{type(data).__name__}`", wanted))
+    if hasattr(data, "columns"):  # a loop over a frame gives the names of its columns
+        raise InputError(cannot(do, f"they are one `{type(data).__name__}`", "Pass a list of its rows: frame.to_dict('records')"))
     try:
         return list(data)
     except Exception as error:  # a user's own data set may raise anything
@@ -57,11 +59,10 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
         InputError: it is none of them, or text without a tokenizer.
     """
     prompt = listed(prompt)
-    is_chat = isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(one, Mapping) for one in prompt)
-    if isinstance(prompt, str) or is_chat:
+    if is_text(prompt):
         if tokenizer is None:
             raise InputError(cannot("read the prompts", f"prompt {number} is text", TOKENIZER))
-        if not is_chat:
+        if isinstance(prompt, str):
             return list(tokenizer(prompt)["input_ids"])
         if not getattr(tokenizer, "chat_template", None):
             because = f"prompt {number} is a conversation, and the tokenizer has no chat template"
@@ -71,6 +72,12 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
     if not are_ids(prompt):
         raise InputError(cannot("read the prompts", f"prompt {number} is {other_than_ids(prompt)}", WANTED))
     return [int(one) for one in prompt]
+
+
+def is_text(prompt: Any) -> bool:
+    """Whether a prompt is a text or a conversation."""
+    is_chat = isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(one, Mapping) for one in prompt)
+    return isinstance(prompt, str) or is_chat
 
 
 def other_than_ids(value: Any) -> str:

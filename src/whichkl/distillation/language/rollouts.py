@@ -61,7 +61,11 @@ def continued(
 
     Whatever the model's generation configuration holds (temperature, top-k, penalties, forced and suppressed tokens) has no part
     in it. The same seed gives the same continuations of the same prompts.
+
+    Raises:
+        InputError: the model has fewer positions than the longest continuation could need.
     """
+    model.check_length(max(map(len, prompts)) + max_new_tokens, max_new_tokens)
     draw = _by_generate if hasattr(model.module, "generate") and hasattr(model.module, "generation_config") else _by_steps
     with seeded(seed), torch.no_grad(), model.without_adapter():
         drawn = draw(model, prompts, ends, max_new_tokens)

@@ -6,22 +6,26 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, plain, require
 from whichkl.access import Access
 from whichkl.advice import Advice, Advised
 from whichkl.distillation.language.advice import language_advice
+from whichkl.distillation.language.causal import check_tokenizer
 from whichkl.distillation.language.distillation import language_model
+from whichkl.distillation.language.examples import listed_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.objective import LanguageObjective, check_together
 from whichkl.distillation.language.result import LanguageDistillation
 from whichkl.distillation.language.sequence_kl import SequenceKL
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import TokenScores, check_access, teacher_of
+from whichkl.distillation.language.teacher_access import TeacherAccess, TokenScores, check_access, teacher_of
 from whichkl.distillation.networks import copied, digest
 from whichkl.distillation.teacher_target import Student, TeacherTarget
 from whichkl.divergences import Estimate
@@ -50,7 +54,7 @@ class LanguageTarget(TeacherTarget, Advised):
         settings: further arguments of `language_model`, such as `max_new_tokens`, `held_out`, `args` and `budget`.
 
     Raises:
-        InputError: a setting isn't known, or is one that `compare` sets.
+        InputError: a setting isn't known, or is one that `compare` sets; or it is no teacher, no tokenizer, or no examples.
 
     >>> LanguageTarget(teacher=nn.Linear(2, 2), data=[[1, 2, 3]], max_new_tokens=8).access.cell
     'both'
@@ -58,6 +62,7 @@ class LanguageTarget(TeacherTarget, Advised):
 
     source = "language model"
 
+    @typed
     def __init__(self, *, teacher: Any, data: Any, tokenizer: Any = None, keep_students: bool = True, **settings: Any) -> None:
         if wrong := [name for name in _OF_COMPARE if name in settings]:
             because = f"`compare` sets {', '.join(wrong)} itself"
@@ -66,12 +71,9 @@ class LanguageTarget(TeacherTarget, Advised):
         if unknown := [name for name in settings if name not in known]:
             because = f"`{unknown[0]}` is no argument of `language_model`"
             raise InputError(cannot("use these settings", because, f"Choose among {', '.join(known)}"))
-        if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
-            because = f"they are one `{type(data).__name__}`"
-            raise InputError(
-                cannot("read these examples", because, "Give a list of texts, of prompts with completions, or of ids")
-            )
-        self.teacher, self.data, self.tokenizer, self.settings = teacher, list(data), tokenizer, settings
+        teacher_of(teacher)  # refuses what is no teacher
+        check_tokenizer(tokenizer)
+        self.teacher, self.data, self.tokenizer, self.settings = teacher, listed_examples(data), tokenizer, settings
         self.budget, self.keep_students = settings.get("budget"), keep_students
         self._seed: int | None = None
         self._memo: dict[Any, Any] = {}
@@ -79,11 +81,7 @@ class LanguageTarget(TeacherTarget, Advised):
     @property
     def access(self) -> Access:
         """What can be done with the teacher's law of sequences."""
-        if isinstance(self.teacher, TokenScores):
-            return Access.LOG_PROB | Access.NORMALIZED
-        if self.teacher is None or isinstance(self.teacher, StoredTeacher):
-            return Access.SAMPLES
-        return Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED
+        return TeacherAccess.of(self.teacher).access
 
     def name_of(self, objective: Any) -> str:
         """Return the text of an objective.
@@ -99,7 +97,7 @@ class LanguageTarget(TeacherTarget, Advised):
         """Refuse an objective that the settings or the teacher don't allow."""
         settings = {name: self.settings[name] for name in ("hard_label_weight", "temperature") if name in self.settings}
         check_together(found.divergence, found.shares, found.credit, settings.get("hard_label_weight", 0.0))
-        check_access(teacher_of(self.teacher), found.divergence, found.shares, **settings)
+        check_access(TeacherAccess.of(self.teacher), found.divergence, found.shares, **settings)
         if found.shares["data"] and any(_is_prompt(one) for one in self.data):
             because = "some examples are prompts without completions"
             instead = "Use prefixes of the teacher or the student, or add completions"
@@ -107,7 +105,7 @@ class LanguageTarget(TeacherTarget, Advised):
 
     def advice(self) -> Advice:
         """Return which objectives are possible on which prefixes, what each pair minimises, and why others aren't."""
-        return language_advice(self.teacher, self.access, self._allow)
+        return language_advice(TeacherAccess.of(self.teacher), self._allow)
 
     def distill(self, student: Student, objective: Any, seed: int) -> LanguageDistillation:
         """Train a copy of a student."""
@@ -149,8 +147,6 @@ class LanguageTarget(TeacherTarget, Advised):
                 if name in ("entropy", "length") and both.difference is not None:
                     row |= {f"{name}_gap": abs(both.difference.value), f"{name}_gap_stderr": both.difference.stderr}
         notes = list(result.notes) + [note for one in estimates.values() for note in one.notes]
-        if self.budget is not None and result.flops < self.budget:
-            notes.insert(0, f"training ended at {result.flops / self.budget:.0%} of its budget: let `args` allow more steps")
         return {**row, "notes": "; ".join(dict.fromkeys(notes))}
 
     def files(self, result: LanguageDistillation) -> dict[str, bytes]:
@@ -172,6 +168,14 @@ class LanguageTarget(TeacherTarget, Advised):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was drawn: a worker draws again."""
         return {**vars(self), "_seed": None, "_memo": {}}
+
+
+def check_arguments(args: Any) -> None:
+    """Refuse training arguments that every cell of a study would refuse."""
+    from whichkl.distillation.language.training_arguments import arguments_of, checked_arguments
+
+    with tempfile.TemporaryDirectory() as folder:
+        checked_arguments(arguments_of(args, folder, 0, None), {}, is_stream=False)
 
 
 def _estimates(found: SequenceKL | HeldOutLoss) -> dict[str, Estimate]:

@@ -1,4 +1,4 @@
-"""Teacher access: what can be asked of a teacher decides which losses there are; here those without its whole rows.
+"""Teacher access: what can be asked of a teacher decides which objectives there are.
 
 ==================  ==========================================  ==========================================================
 teacher             what it can be asked                        objectives
@@ -12,8 +12,8 @@ None                nothing: there is its text                  the forward KL u
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.access import Access
 from whichkl.distillation.language.causal import CausalModel, agree, taught_by
-from whichkl.distillation.language.examples import Example
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.token_loss import Side, TokenLoss, against_stored, label_losses, places, score_term
-from whichkl.distillation.losses import SampledTokens, TopK
 from whichkl.distillation.losses.reduction import widened
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.process.memory import refuse_if_ran_out
@@ -87,11 +85,105 @@ class TokenScores:
         return at
 
 
+@dataclass(frozen=True)
+class TeacherAccess:
+    """What can be asked of a teacher, which needs no teacher: the matrix of objectives reads it and nothing else.
+
+    >>> TeacherAccess.of(None).access, TeacherAccess.named("model").access.cell
+    (<Access: samples>, 'both')
+    """
+
+    kind: str
+    """``"model"``, ``"text"``, ``"scores"``, or what is stored: ``"top_k"`` or ``"draws"``."""
+    access: Access
+    """What can be done with the teacher's law of sequences."""
+    situation: str
+    """One sentence on it."""
+    what: str
+    """What there is of the teacher, in few words."""
+    reason: str = ""
+    """Why what is possible is possible; of a model it depends on the prefixes."""
+    temperature: float | None = None
+    """What divided the logits of stored laws; None where that is free, or isn't known."""
+
+    @classmethod
+    def of(cls, teacher: Any) -> TeacherAccess:
+        """Return the access to a teacher; anything that is no kind of its own is a model."""
+        if isinstance(teacher, StoredTeacher):
+            kind = "draws" if teacher.has_draws else "top_k"
+            return cls._stored(kind, teacher.what, teacher.temperature)
+        return cls.named("text" if teacher is None else "scores" if isinstance(teacher, TokenScores) else "model")
+
+    @classmethod
+    def named(cls, kind: str) -> TeacherAccess:
+        """Return the access to a teacher of a kind.
+
+        Raises:
+            InputError: there is no such kind.
+        """
+        if kind in _STORED:
+            return cls._stored(kind, _STORED[kind], None)
+        if kind not in _KINDS:
+            known = ", ".join([*_KINDS, *_STORED])
+            because = "it is neither a folder of a language model nor a kind of teacher"
+            raise InputError(cannot(f"use the teacher `{kind}`", because, f"Give a folder, or choose among {known}"))
+        return _KINDS[kind]
+
+    @classmethod
+    def _stored(cls, kind: str, what: str, temperature: float | None) -> TeacherAccess:
+        situation = f"You have {what} after each token of fixed text, and can ask the teacher nothing else."
+        return cls(kind, Access.SAMPLES, situation, what, f"{what} are stored after every token of the data", temperature)
+
+    @property
+    def source(self) -> str:
+        """Whose prefixes a student can be measured on without drawing from the teacher."""
+        return "student" if self.kind == "scores" else "data"
+
+    def allows(self, divergence: RowDivergence) -> bool:
+        """Whether the teacher can be asked for a divergence on prefixes of `source`."""
+        shares = {"data": 0.0, "student": 0.0, self.source: 1.0}
+        try:
+            check_access(self, divergence, shares, temperature=self.temperature or 1.0)
+        except InputError:
+            return False
+        return True
+
+
+_KINDS = {
+    one.kind: one
+    for one in (
+        TeacherAccess(
+            "model",
+            Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED,
+            "You can sample the teacher and evaluate it.",
+            "the model",
+        ),
+        TeacherAccess(
+            "text",
+            Access.SAMPLES,
+            "You have the teacher's text, and can ask it nothing.",
+            "its text",
+            "the data are the teacher's text, whose cross-entropy is the forward KL up to the text's entropy",
+        ),
+        TeacherAccess(
+            "scores",
+            Access.LOG_PROB | Access.NORMALIZED,
+            "You can have the teacher score given tokens, and not sample it.",
+            "its scores of given tokens",
+            "the student draws continuations of the prompts, and the teacher scores their tokens",
+        ),
+    )
+}
+"""Every kind of teacher that stores nothing."""
+_STORED = {"top_k": "the likeliest tokens with the mass of the rest", "draws": "draws of the next token"}
+"""What there is of teachers that were stored, where it isn't known more exactly."""
+
+
 Teacher = CausalModel | StoredTeacher | TokenScores | None
 
 
 def teacher_of(teacher: Any, student: CausalModel | None = None) -> Teacher:
-    """Return a teacher in the form in which its access can be seen; anything that is no kind of its own is a model."""
+    """Return a teacher in the form in which it is asked; anything that is no kind of its own is a model."""
     if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)):
         return teacher
     return CausalModel(teacher, "teacher") if student is None else taught_by(teacher, student)
@@ -109,44 +201,45 @@ def settled(teacher: Teacher, student: CausalModel, tokenizer: Any, vocabulary: 
 
 
 def check_access(
-    teacher: Teacher,
+    known: TeacherAccess,
     divergence: RowDivergence,
     shares: Mapping[str, float],
     *,
     hard_label_weight: float = 0.0,
     temperature: float = 1.0,
 ) -> None:
-    """Refuse what this teacher can't be asked.
+    """Refuse what a teacher of this access can't be asked.
 
     Raises:
         InputError: the objective, the prefixes or the temperature need more of the teacher.
     """
     name = divergence.name
     refusals: list[tuple[bool, str, str, str]] = []
-    if isinstance(teacher, StoredTeacher):
-        use, minimise, known = "use this stored teacher", f"minimise {name} with this stored teacher", teacher.temperature
+    if known.kind in ("top_k", "draws"):
+        use, minimise = "use this stored teacher", f"minimise {name} with this stored teacher"
+        captured = temperature if known.temperature is None else known.temperature
         refusals += [
             (shares["data"] < 1, use, "it has no laws after drawn tokens", "Use prefixes={'data': 1.0}, or pass a model"),
             (
-                temperature != known,
+                temperature != captured,
                 use,
-                f"it was captured at temperature {known:g}, and {temperature:g} needs the tokens that were left out",
-                f"Use temperature={known:g}, or capture it again",
+                f"it was captured at temperature {captured:g}, and {temperature:g} needs the tokens that were left out",
+                f"Use temperature={captured:g}, or capture it again",
             ),
             (
-                not teacher.has_draws and not divergence.coarsens,
+                known.kind == "top_k" and not divergence.coarsens,
                 minimise,
                 "it has a part of the teacher's law, and merged tokens don't bound this divergence",
                 "Use objective='forward_kl', or pass a model",
             ),
             (
-                teacher.has_draws and name != "forward_kl",
+                known.kind == "draws" and name != "forward_kl",
                 minimise,
                 "it has draws of the teacher, which see nothing of what only the student writes",
                 "Use objective='forward_kl', or capture the likeliest tokens by k=",
             ),
         ]
-    elif teacher is None:
+    elif known.kind == "text":
         refusals += [
             (
                 name != "forward_kl" or shares["data"] < 1,
@@ -161,7 +254,7 @@ def check_access(
                 "Use hard_label_weight=0 and temperature=1, or pass a teacher",
             ),
         ]
-    elif isinstance(teacher, TokenScores):
+    elif known.kind == "scores":
         is_wrong = name != "reverse_kl" or shares["student"] < 1 or temperature != 1
         because = "scores of given tokens give the log ratio of tokens that the student drew, and nothing else of a law"
         instead = "Use objective='reverse_kl', prefixes={'student': 1.0} and temperature=1, or pass a model"
@@ -169,130 +262,3 @@ def check_access(
     for is_refused, do, because, instead in refusals:
         if is_refused:
             raise InputError(cannot(do, because, instead))
-
-
-def loss_of(
-    teacher: Teacher,
-    student: CausalModel,
-    divergence: RowDivergence,
-    examples: Iterable[Example],
-    *,
-    most: int | None,
-    has_credit: bool,
-    **settings: Any,
-) -> TokenLoss:
-    """Return the loss that this teacher's access allows; see `TokenLoss` for the settings.
-
-    `examples` are all that a stored teacher will be asked about, and `most` is where completions are cut.
-    """
-    if isinstance(teacher, CausalModel):
-        return TokenLoss(teacher, student, divergence, has_credit=has_credit, **settings)
-    if isinstance(teacher, StoredTeacher):
-        return StoredLoss(teacher, student, divergence, teacher.lookup(examples, most), **settings)
-    if teacher is None:
-        return TextLoss(student, divergence, **settings)
-    return ScoreLoss(teacher, student, divergence, has_credit, **settings)
-
-
-class PartialLoss(TokenLoss, ABC):
-    """A loss that asks a teacher for less than its rows; a number per drawn token."""
-
-    def __init__(
-        self,
-        student: CausalModel,
-        divergence: RowDivergence,
-        *,
-        probe: Int[Tensor, "n t"],
-        temperature: float = 1.0,
-        hard_label_weight: float = 0.0,
-    ) -> None:
-        self.student, self.divergence, self.sides = student, divergence, (Side(None, False), Side.of(student, probe))
-        self.temperature, self.hard_label_weight = temperature, hard_label_weight
-
-    @abstractmethod
-    def values(self, known: Any, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """Return the loss of each drawn token, from what the teacher says and the student's rows."""
-
-    def soft(self, known: Any, q: Float[Tensor, "m k"], rollouts: Rollouts, labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
-        """Return the sum."""
-        return self.values(known, q, labels).sum()
-
-
-class StoredLoss(PartialLoss):
-    """A divergence from stored rows, in the buckets that they have."""
-
-    def __init__(
-        self,
-        teacher: StoredTeacher,
-        student: CausalModel,
-        divergence: RowDivergence,
-        places: Mapping[bytes, int],
-        **settings: Any,
-    ) -> None:
-        super().__init__(student, divergence, **settings)
-        self.stored, self.places = teacher, dict(places)
-
-    def look_up(self, examples: Iterable[Example], most: int | None) -> None:
-        """Find where further examples are stored."""
-        self.places |= self.stored.lookup(examples, most)
-
-    def asked(self, rollouts: Rollouts) -> TopK | SampledTokens:
-        """Read the rows."""
-        return self.stored.rows(rollouts, self.places)
-
-    def values(self, known: Any, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """Return the divergence of each row."""
-        return self._reduced(known, q, "none")
-
-    def soft(self, known: Any, q: Float[Tensor, "m k"], rollouts: Rollouts, labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
-        """Return the sum, whose gradient comes with it."""
-        return self._reduced(known, q, "sum")
-
-    def _reduced(self, known: TopK | SampledTokens, q: Float[Tensor, "m k"], reduction: str) -> Tensor:
-        head, tokens = self.sides[1].head, self.student.tokens
-        how: dict[str, Any] = {"tokens": tokens, "temperature": self.temperature, "reduction": reduction}
-        return against_stored(known, q, head, self.divergence, **how)
-
-
-class TextLoss(PartialLoss):
-    """The cross-entropy of text: the forward KL from whoever wrote it, up to the text's entropy."""
-
-    def asked(self, rollouts: Rollouts) -> None:
-        """There is nobody to ask."""
-
-    def values(self, known: Any, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """Return −log q of each token."""
-        return label_losses(self.sides[1].head, self.student.tokens, q, labels)
-
-    def soft(self, known: Any, q: Float[Tensor, "m k"], rollouts: Rollouts, labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
-        """Return the sum, whose gradient comes with it."""
-        return label_losses(self.sides[1].head, self.student.tokens, q, labels, "sum")
-
-
-class ScoreLoss(PartialLoss):
-    """The reverse KL of tokens that the student drew, by the score function: its value is a Monte Carlo estimate.
-
-    With `has_credit` the mean gradient is that of the sequences' reverse KL, without it Σₜ ∇KL(qₜ‖pₜ) at the drawn prefixes.
-    """
-
-    def __init__(
-        self, teacher: TokenScores, student: CausalModel, divergence: RowDivergence, has_credit: bool, **settings: Any
-    ) -> None:
-        super().__init__(student, divergence, **settings)
-        self.scores, self.has_credit = teacher, has_credit
-
-    def asked(self, rollouts: Rollouts) -> Float[Tensor, " m"]:
-        """Return the teacher's log probabilities of the drawn tokens."""
-        return self.scores.of(rollouts)
-
-    def values(self, known: Any, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """Return log q − log p of each token."""
-        log_p: Tensor = known.to(q.device)
-        return -label_losses(self.sides[1].head, self.student.tokens, q, labels) - log_p
-
-    def soft(self, known: Any, q: Float[Tensor, "m k"], rollouts: Rollouts, labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
-        """Return the sum of the log ratios, with the gradient of the KL: the log ratio's own has mean 0 and trains nothing."""
-        ratio = self.values(known, q, labels)
-        sequence = places(rollouts)[:, 0].to(q.device)
-        value: Tensor = ratio.detach().sum()
-        return value + score_term(ratio, ratio, sequence, own=True, later=self.has_credit)

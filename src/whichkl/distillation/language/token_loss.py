@@ -117,6 +117,7 @@ class TokenLoss:
 
 def rows_of(side: CausalModel, model: nn.Module, found: Side, rollouts: Rollouts) -> Tensor:
     """Return a row per drawn token: hidden states, or logits where the head isn't plain; `model` is the side's, maybe wrapped."""
+    side.check_length(rollouts.ids.shape[1])
     where = places(rollouts).to(side.device)
     ids, mask = rollouts.ids.to(side.device), rollouts.mask.long().to(side.device)
     given: dict[str, Any] = {"attention_mask": mask} if side.takes_mask else {}

@@ -20,18 +20,20 @@ from whichkl.distillation.language.examples import (
     Example,
     ExampleStream,
     check_completions,
+    check_lengths,
     read_examples,
     stacked,
     together,
 )
 from whichkl.distillation.language.memory import Forecast, forecast
-from whichkl.distillation.language.objective import SOURCES, check_numbers, check_together, shares_of
+from whichkl.distillation.language.objective import SOURCES, Prefixes, check_numbers, check_together, shares_of
+from whichkl.distillation.language.partial_losses import StoredLoss, loss_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.teacher_access import TeacherAccess, TokenScores, check_access, settled, teacher_of
 from whichkl.distillation.language.token_loss import Side
 from whichkl.distillation.language.training_arguments import check_names, checked_arguments
-from whichkl.distillation.training import row_divergence_of, spec_of
+from whichkl.distillation.losses.specs import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
 _STEPS_OF_A_BUDGET = 1_000
@@ -66,7 +68,8 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         eval_dataset: the same, or several by name; the loss is on the data's own completions.
         processing_class: the tokenizer of both models; None where examples are token ids.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
-        budget: FLOPs after which training stops; None for no limit.
+        budget: FLOPs of the whole training, None for no limit: it stops before the step that, at the mean cost of those before,
+            would exceed them, and makes at least one step.
         tell: called with the fraction that is done, after every step.
         **others: further arguments of `transformers.Trainer`: callbacks, optimizers, …
 
@@ -85,7 +88,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         teacher: Any,
         student: nn.Module,
         objective: str | RowDivergence = "forward_kl",
-        prefixes: Mapping[str, float] | None = None,
+        prefixes: Prefixes = None,
         credit: str = "token",
         hard_label_weight: float = 0.0,
         temperature: float = 1.0,
@@ -109,7 +112,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
             because = "it is the student, whose every change it would follow"
             raise InputError(cannot("use this teacher", because, "Pass copy.deepcopy(student), or a student with a PEFT adapter"))
-        check_access(p, self.divergence, self.shares, hard_label_weight=hard_label_weight, temperature=temperature)
+        check_access(TeacherAccess.of(teacher), self.divergence, self.shares, **numbers)
         check_names(others, LanguageTrainer)
         args = checked_arguments(args, others, isinstance(train_dataset, IterableDataset))
         with evaluating(p, q):
@@ -118,6 +121,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {} if eval_dataset is None else {"": eval_dataset}
             held_out = {name: _with_completions(data, *self._reading, p) for name, data in evaluated.items()}
             train, known = _for_training(train_dataset, self._reading, bool(self.shares["data"]), p)
+            check_lengths(known, (p, q), max_new_tokens, draws=self.shares["data"] < 1)
             self.token_loss = loss_of(
                 p,
                 q,
@@ -322,11 +326,11 @@ class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         counts = {"flops": self.trainer.flops, "tokens_generated": dict(self.trainer.tokens_generated)}
         state.stateful_callbacks["LanguageTrainer"] = counts
-        budget = self.trainer.budget
-        spent = 0.0 if budget is None else self.trainer.flops / budget
-        if spent >= 1:
+        budget, spent = self.trainer.budget, self.trainer.flops
+        if budget is not None and spent + spent / state.global_step > budget:  # the next step, at the mean cost of those so far
             control.should_training_stop = True
-        self.tell(min(1.0, max(spent, state.global_step / max(1, state.max_steps))))
+        done = max(0.0 if budget is None else spent / budget, state.global_step / max(1, state.max_steps))
+        self.tell(1.0 if control.should_training_stop else min(1.0, done))
 
 
 def _weights(model: Any) -> Iterator[Tensor]:

@@ -24,8 +24,10 @@ _NUMBERS_PER_TILE = 1 << 22
 """Numbers of a narrow weight that are widened at a time: 16 MB."""
 _MAX_BYTES_OF_BUFFERS = 192 << 20
 """Size of both buffers of logits together."""
-_NUMBERS_PER_BLOCK = 1 << 18
-"""Numbers of a block of rows that stay in the cache, per thread, for two to four threads."""
+_NUMBERS_PER_THREAD = 1 << 16
+"""Numbers of a block of rows on a CPU, per thread, for two to four threads: a divergence's few copies of it stay in the cache."""
+_NUMBERS_PER_BLOCK = 1 << 20
+"""Numbers of a block on other devices, which short kernels would leave idle."""
 Triple = tuple[Tensor, Tensor, Tensor | None]
 """Hidden states (n, h), weight (v, h) and bias (v,) of a head."""
 Fixed = Triple | StoredRows
@@ -188,7 +190,9 @@ class HeadDivergence:
         """
         student = heads[0]
         values = mine.new_empty(len(mine))
-        step = max(1, _NUMBERS_PER_BLOCK * min(max(torch.get_num_threads(), 2), 4) // mine.shape[1])
+        threads = torch.get_num_threads()
+        numbers = _NUMBERS_PER_THREAD * min(max(threads, 2), 4) if mine.device.type == "cpu" else _NUMBERS_PER_BLOCK
+        step = max(min(threads, 4), numbers // mine.shape[1])
         for block in (slice(start, start + step) for start in range(0, len(mine), step)):
             log_q, bent = student.log_probs(mine[block], self.temperature)
             if isinstance(known, StoredRows):
