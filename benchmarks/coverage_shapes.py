@@ -2,10 +2,11 @@
 
 Tails, skew, ends of supports, bumps and mixtures in 1, 2 and 5 dimensions. Coverage is that of the 95 % interval among the
 answers that call themselves reliable. Three ways are judged: the automatic answer from two samples and the classifier's, five
-divergences each, and the forward KL from one sample and a density. A truth is a quadrature, or the mean over four million draws.
+divergences each, and the forward KL from one sample and a density. A truth is a quadrature, or the mean over two million draws.
 
 `python benchmarks/coverage_shapes.py 20 500 2000` makes 20 repeats at 500 and 2,000 rows. Words after these select the pairs
-whose names contain one of them.
+whose names contain one of them. A word that ends in `.jsonl` is the file of the cells, one repeat per line: cells that are
+already in the file aren't computed again, so that an interrupted run resumes. With 0 repeats the table is printed from the file.
 """
 
 import json
@@ -16,6 +17,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,10 +26,12 @@ import numpy as np
 from scipy import integrate, stats
 
 import whichkl as wk
+from whichkl.divergences.samples import nearest_neighbors, shape_twins
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "total_variation")
+_BOUNDED = ("jensen_shannon", "total_variation")
 _DRAWS = 500_000
-_ROUNDS = 8
+_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -215,25 +219,62 @@ def _on_the_line(p, q):
         )
 
 
+def share_work():
+    """Let the divergences of one pair of samples share nearest neighbours, and a classifier's fits, which no divergence changes."""
+    known = {}
+    fit, neighbors = shape_twins.cross_fit, nearest_neighbors.two_sample_kl
+
+    def key_of(*tensors):
+        return tuple(hash(one.numpy().tobytes()) for one in tensors)
+
+    def fit_once(z, n, folds, full, generator, more=None):
+        key = n, folds, *key_of(z, generator.get_state())
+        if key not in known:
+            known[key] = *fit(z, n, folds, full, generator, more=more), generator.get_state()
+        ratio, parts, state = known[key]
+        generator.set_state(state)
+        return ratio.clone(), parts
+
+    def neighbors_once(x, y, *, seed):
+        key = seed, *key_of(x.samples, y.samples)
+        if key not in known:
+            known[key] = neighbors(x, y, seed=seed)
+        return known[key]
+
+    shape_twins.cross_fit, nearest_neighbors.two_sample_kl = fit_once, neighbors_once
+    return known
+
+
+_WORK = share_work()
+
+
 def once(cell):
-    """The answers of one repeat: (way, divergence) → (low, high, reliable, value)."""
+    """The answers of one repeat: "way, divergence" → [low, high, reliable, value, first note]."""
     name, rows, seed = cell
     _, p, q = PAIRS[name]
     rng = np.random.default_rng([sum(map(ord, name)), rows, seed])
     x, y = p.sample(rows, rng), q.sample(rows, rng)
     found = {}
     for divergence in DIVERGENCES:
-        found["automatic", divergence] = wk.estimate(p=x, q=y, divergence=divergence, seed=seed)
-        found["classifier", divergence] = wk.estimate(p=x, q=y, divergence=divergence, seed=seed, method="classifier")
+        one = wk.estimate(p=x, q=y, divergence=divergence, seed=seed, method="classifier")
+        found["classifier", divergence] = one
+        found["automatic", divergence] = (
+            one if divergence in _BOUNDED else wk.estimate(p=x, q=y, divergence=divergence, seed=seed)
+        )
     density = wk.Target(log_prob=lambda z: q.log_prob(np.asarray(z)), dim=x.shape[1], normalized=True)
     found["one sample", "forward_kl"] = wk.estimate(p=x, q=density, seed=seed)
-    return cell, {key: (*one.interval, one.reliable, one.value) for key, one in found.items()}
+    _WORK.clear()
+    answers = {
+        ", ".join(key): [*one.interval, one.reliable, one.value, "" if one.reliable else next(iter(one.notes), "")]
+        for key, one in found.items()
+    }
+    return cell, answers
 
 
 def judged(pairs, answers):
     """Share of reliable answers, coverage among these, and the pair that covers least, of some answers."""
     of_pair = {}
-    for name, divergence, (low, high, reliable, _) in answers:
+    for name, divergence, (low, high, reliable, *_) in answers:
         if name in pairs:
             of_pair.setdefault(name, []).append((reliable, reliable and low <= truths(name)[divergence] <= high))
     every = [one for some in of_pair.values() for one in some]
@@ -261,14 +302,30 @@ def row(label, one):
     return f"| {label} | {one['reliable']:.0%} | {coverage} | {worst} |"
 
 
-def main(repeats, sizes, words):
+def computed(cells, file):
+    """The answers of every cell: those in the file, and the others, which are added to it."""
+    stored = {}
+    if file is not None and file.exists():
+        for line in file.read_text().splitlines():
+            cell, answers = json.loads(line)
+            stored[tuple(cell)] = answers
+    left = [cell for cell in cells if cell not in stored]
+    with multiprocessing.get_context("spawn").Pool(int(os.environ.get("PROCESSES", os.cpu_count() or 1))) as pool:
+        for cell, answers in pool.imap_unordered(once, left):
+            stored[cell] = answers
+            if file is not None:
+                with file.open("a") as out:
+                    out.write(json.dumps([cell, answers]) + "\n")
+    return stored
+
+
+def main(repeats, sizes, words, file):
     names = [name for name in PAIRS if not words or any(word in name for word in words)]
-    cells = [(name, rows, seed) for rows in sizes for seed in range(repeats) for name in names]
     found = {}
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        for (name, rows, _), answers in pool.imap_unordered(once, cells):
-            for (way, divergence), answer in answers.items():
-                found.setdefault((rows, way), []).append((name, divergence, answer))
+    for (name, rows, _), answers in computed([(n, r, s) for r in sizes for s in range(repeats) for n in names], file).items():
+        for key, answer in answers.items():
+            way, divergence = key.split(", ")
+            found.setdefault((rows, way), []).append((name, divergence, answer))
     out = []
     for (rows, way), answers in sorted(found.items()):
         print(f"\n{rows:,} rows, {way}\n\n| pairs | called reliable | coverage | worst pair |\n|---|---|---|---|")
@@ -287,4 +344,6 @@ def main(repeats, sizes, words):
 
 if __name__ == "__main__":
     numbers = [int(one) for one in sys.argv[1:] if one.isdigit()]
-    main(numbers[0] if numbers else 20, numbers[1:] or (500, 2_000), [one for one in sys.argv[1:] if not one.isdigit()])
+    files = [Path(one) for one in sys.argv[1:] if one.endswith(".jsonl")]
+    words = [one for one in sys.argv[1:] if not (one.isdigit() or one.endswith(".jsonl"))]
+    main(numbers[0] if numbers else 20, numbers[1:] or (500, 2_000), words, files[0] if files else None)

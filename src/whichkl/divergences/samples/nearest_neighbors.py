@@ -40,7 +40,7 @@ from whichkl.divergences.samples.neighbors import (
     terms_of,
     whiten,
 )
-from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR
+from whichkl.divergences.samples.reach import BIAS_FACTOR, raised_for_reach
 from whichkl.targets import Target
 
 _MAX_SHARE_OF_LONELY_ROWS = 0.05
@@ -101,11 +101,13 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
         blur, reasons = _blurred(white, twin, k, variant, generator)
         wrong += reasons
     shape, reasons = by_shape(a, b, estimate, value, sampling, blur, seed)
-    wrong += reasons
+    raised, unseen, further_notes, more = raised_for_reach(a, b, sampling, value)
+    wrong += more + reasons
+    shape, notes = math.hypot(shape, unseen), notes + further_notes
     # Whatever a part of the columns shows is a lower bound of the whole: above this end it contradicts the interval.
-    wrong += hidden(a, b, value + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
+    wrong += hidden(a, b, value + raised + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
-    raw = Estimate("forward_kl", value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
+    raw = Estimate("forward_kl", value + raised, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
     change = estimate(*whiten(*coarse)) - value if coarse else 0.0
     return judged(raw, bias, truth, change, min(len(a), len(b)), wrong, shape)
 
@@ -205,7 +207,7 @@ def _blur_of_entropy(x: Rows, k: int) -> float:
         return 0.0
     loss = entropy_term(x, 2 * k) - entropy_term(x, 4 * k)
     step = math.log(2) / x.shape[1]
-    return UNSEEN_BIAS_FACTOR * abs(loss) / (math.exp(2 * step) - math.exp(step))
+    return BIAS_FACTOR * abs(loss) / (math.exp(2 * step) - math.exp(step))
 
 
 def _blurred(

@@ -28,7 +28,7 @@ from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, mean_with_error, median_with_error
 from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
 from whichkl.divergences.samples.neighbors import Neighbors
-from whichkl.divergences.samples.reach import MAX_UNSEEN_ERRORS, UNSEEN_BIAS_FACTOR, beyond_reach
+from whichkl.divergences.samples.reach import BIAS_FACTOR, MAX_ERRORS_BEYOND_REACH, beyond_reach
 from whichkl.divergences.samples.shape_twins import Pooled
 from whichkl.importance import khat_limit, pareto_smooth
 
@@ -109,7 +109,7 @@ def _with_error(
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the rows look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - (as_gaussian if _look_gaussian(z[:n]) and _look_gaussian(z[n:]) else 0.0))
-    unshown = math.hypot(UNSEEN_BIAS_FACTOR * unseen, _unnoticed(kind, n, len(z)))
+    unshown = math.hypot(unseen, _unnoticed(kind, n, len(z)))
     # In several columns, where these features show much that no quadratic has, others may show more.
     added = 0.0 if coarse is None or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
     value -= bias if fine else 0.0
@@ -143,7 +143,7 @@ def _with_error(
     shape = ("" if sample.full else "diagonal ") + ("finer" if fine else "quadratic")
     method = f"cross-fitted classifier ({shape} logistic, {sample.folds} folds)"
     # The interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right. A smoothed ℓ shows less of it.
-    reach = UNSEEN_BIAS_FACTOR * excess if fine else excess
+    reach = BIAS_FACTOR * excess if fine else excess
     error = math.hypot(stderr, unshown) + (reach + _SHARE_OF_WHAT_FINER_FEATURES_ADD * added) / NORMAL
     wrong += _doubts_by_columns(kind.name, z, n, value + NORMAL * error, seed)
     good = not (any(large) or off or wrong)
@@ -177,7 +177,7 @@ def _look_gaussian(rows: Float[Tensor, "n d"]) -> bool:
 
 
 def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:
-    if unseen <= max(MAX_UNSEEN_ERRORS * stderr, _LARGE_SHARE * abs(value)):
+    if unseen <= max(MAX_ERRORS_BEYOND_REACH * stderr, _LARGE_SHARE * abs(value)):
         return []
     return [f"about {unseen:.2g} nats lie beyond the outermost rows of a sample, where its density can't be seen"]
 
