@@ -220,7 +220,7 @@ def _on_the_line(p, q):
 
 
 def share_work():
-    """Let the divergences of one pair of samples share nearest neighbours, and a classifier's fits, which no divergence changes."""
+    """Let the divergences of one pair of samples share neighbours and a classifier's fits, which no divergence changes."""
     known = {}
     fit, neighbors = shape_twins.cross_fit, nearest_neighbors.two_sample_kl
 

@@ -53,7 +53,7 @@ def beyond_reach(x: Rows, y: Rows) -> float:
 
 
 def raised_for_reach(x: Rows, y: Rows, sampling: float, value: float) -> tuple[float, float, list[str], list[str]]:
-    """What to add to a KL by nearest neighbours for what lies beyond the ends of y, its error, notes, and reasons for distrust."""
+    """Return what raises a KL by nearest neighbours for what lies beyond the ends of y, its error, notes, reasons for distrust."""
     unseen = beyond_reach(x, y)
     raised = MISSED_SHARE_BEYOND_REACH * unseen
     if unseen > max(MAX_ERRORS_BEYOND_REACH * sampling, _LARGE_SHARE * abs(value)):
