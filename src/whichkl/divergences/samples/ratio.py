@@ -28,12 +28,14 @@ from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, mean_with_error, median_with_error
 from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
 from whichkl.divergences.samples.neighbors import Neighbors
-from whichkl.divergences.samples.reach import BIAS_FACTOR, MAX_ERRORS_BEYOND_REACH, beyond_reach
-from whichkl.divergences.samples.shape_twins import Pooled
+from whichkl.divergences.samples.reach import BIAS_FACTOR, MAX_ERRORS_BEYOND_REACH, MAX_SHARE_BEYOND_REACH, beyond_reach
+from whichkl.divergences.samples.shape_twins import Pooled, Shape
 from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
+_MAX_SHARE_OF_SUBTRACTED_BIAS = 0.5
+"""Share of the divergence up to which a bias may be subtracted."""
 _MAX_ERRORS_OF_SHAPE = 4.0
 """Standard errors by which the skewness or kurtosis of rows that look Gaussian may differ from a Gaussian's."""
 _MAX_SHARE_OF_FINER_FEATURES = 1 / 3
@@ -70,9 +72,9 @@ def classifier_divergence(
     (`beyond_reach`; a quadratic ℓ reaches further where the rows look Gaussian), and what so many rows leave unnoticed.
     The global generator isn't touched. The answer isn't `reliable` if
 
-    - a bias exceeds 2 standard errors and 10 %, or 25 % with finer features;
+    - a bias exceeds 2 standard errors and 10 %, or 50 % with finer features;
     - E_q[p/q] or E_p[q/p] isn't 1, or ℓ doesn't fit (`_misfit`);
-    - more than 1.3 errors lie beyond reach, or finer features add more than a third in several columns;
+    - more than 2.5 errors and 30 % lie beyond reach, or finer features add more than a third in several columns;
     - the terms have a heavy tail, or one side has fewer than 50 rows.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
@@ -87,35 +89,35 @@ def classifier_divergence(
         raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
     sample = Pooled.of(x, y, folds, torch.Generator().manual_seed(seed))
     some = sample.at_most(_MAX_ROWS_OF_FINER_FEATURES)
-    log_ratio, parts, coarse = some.better_fit()
-    if coarse is None and some is not sample:
-        log_ratio, parts = sample.fit(sample.z)
-    found = _with_error(kind, sample if coarse is None else some, log_ratio, parts, coarse, seed)
+    log_ratio, parts, form, coarse = some.better_fit()
+    if form == "quadratic" and some is not sample:
+        some, (log_ratio, parts) = sample, sample.fit(sample.z)
+    found = _with_error(kind, some, log_ratio, parts, form, coarse, seed)
     note = f"finer features are fitted to {len(some.z):,} rows, chosen at random"
-    return found if coarse is None or some is sample else replace(found, notes=(*found.notes, note))
+    return found if some is sample else replace(found, notes=(*found.notes, note))
 
 
 def _with_error(
-    kind: IntegralDivergence, sample: Pooled, log_ratio: Tensor, parts: Parts, coarse: Tensor | None, seed: int
+    kind: IntegralDivergence, sample: Pooled, log_ratio: Tensor, parts: Parts, form: Shape, coarse: Tensor, seed: int
 ) -> Estimate:
-    """The divergence at held-out ℓ, with its bias and error; `coarse` is the quadratic ℓ if this one has finer features."""
-    z, n, fine = sample.z, sample.n, coarse is not None
+    """The divergence at held-out ℓ, with its bias and error; `coarse` is the quadratic ℓ."""
+    z, n, fine = sample.z, sample.n, form != "quadratic"
     # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
     # Rows dealt out at random belong to one law, so that whatever the classifier shows on them is its bias.
     dealt = z[torch.randperm(len(z), generator=sample.generator, device="cpu")]
-    bias, bias_error, as_gaussian = _on_twins(kind, sample, log_ratio if fine else None, dealt, levels)
-    biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
+    bias, bias_error, as_gaussian = _on_twins(kind, sample, log_ratio, form, dealt, levels)
+    biases = _score(kind, n, *sample.fit(dealt, form), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the rows look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - (as_gaussian if _look_gaussian(z[:n]) and _look_gaussian(z[n:]) else 0.0))
     unshown = math.hypot(unseen, _unnoticed(kind, n, len(z)))
     # In several columns, where these features show much that no quadratic has, others may show more.
-    added = 0.0 if coarse is None or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
+    added = 0.0 if not fine or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be a larger share: only what the twins get wrong of it remains.
-    share = 2.5 * _LARGE_SHARE if fine else _LARGE_SHARE
+    share = _MAX_SHARE_OF_SUBTRACTED_BIAS if fine else _LARGE_SHARE
     large = [not abs(one) <= max(2 * stderr, 2 * error, share * abs(value)) for one, error in biases]
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
@@ -177,7 +179,7 @@ def _look_gaussian(rows: Float[Tensor, "n d"]) -> bool:
 
 
 def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:
-    if unseen <= max(MAX_ERRORS_BEYOND_REACH * stderr, _LARGE_SHARE * abs(value)):
+    if unseen <= max(MAX_ERRORS_BEYOND_REACH * stderr, MAX_SHARE_BEYOND_REACH * abs(value)):
         return []
     return [f"about {unseen:.2g} nats lie beyond the outermost rows of a sample, where its density can't be seen"]
 
@@ -288,16 +290,16 @@ def _terms(kind: IntegralDivergence, ratio: Tensor, levels: _Levels) -> tuple[Te
 
 
 def _on_twins(
-    kind: IntegralDivergence, sample: Pooled, ratio: Tensor | None, dealt: Tensor, levels: _Levels
+    kind: IntegralDivergence, sample: Pooled, ratio: Tensor, form: Shape, dealt: Tensor, levels: _Levels
 ) -> tuple[float, float, float]:
     """Bias and its error on 3 to 8 twins, Gaussians or the rows with labels drawn by ℓ; what lies beyond reach of Gaussians."""
-    gaps, unseen = [], []
-    repeats = max(3, min(8 if ratio is None else 5, _MAX_ROWS_OF_TWINS // len(sample.z)))
+    gaps, unseen, of_gaussians = [], [], form == "quadratic"
+    repeats = max(3, min(8 if of_gaussians else 5, _MAX_ROWS_OF_TWINS // len(sample.z)))
     for _ in range(repeats):
-        twin, known = _gaussian_twin(sample, dealt) if ratio is None else sample.relabelled(ratio)
-        found = _score(kind, twin.n, *twin.fit(twin.z, fine=ratio is not None), levels)[0]
+        twin, known = _gaussian_twin(sample, dealt) if of_gaussians else sample.relabelled(ratio)
+        found = _score(kind, twin.n, *twin.fit(twin.z, form), levels)[0]
         gaps.append(found - _score(kind, twin.n, known, [], levels)[0])
-        unseen.append(_unseen(kind, twin) if ratio is None else 0.0)
+        unseen.append(_unseen(kind, twin) if of_gaussians else 0.0)
     # The median, with its error by the median deviation: on few twins, an exponential of ℓ can be of any size.
     bias, error = median_with_error(gaps)
     return bias, error, statistics.fmean(unseen) + 2 * statistics.stdev(unseen)

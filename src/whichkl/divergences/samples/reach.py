@@ -14,8 +14,10 @@ MISSED_SHARE_BEYOND_REACH = 0.7
 """Share of what lies beyond reach that nearest neighbours miss on average, by which their value is raised."""
 MAX_BIAS_ERRORS = 1.3
 """Standard errors of sampling up to which a bias of the shape widens the interval; more makes an answer unreliable."""
-_LARGE_SHARE = 0.1
-"""Share of the value, or of its error, from which what lies beyond reach matters."""
+MAX_SHARE_BEYOND_REACH = 0.3
+"""Share of the value up to which what lies beyond reach widens the interval, however many errors it is."""
+_MIN_NOTED_ERRORS = 0.1
+"""Standard errors from which a note states by how much a value is raised."""
 BIAS_FACTOR = 1.5
 """Factor by which a bias may exceed what the rows show of it."""
 _END_ROWS, _WIDER_END_ROWS = 15, 60
@@ -53,14 +55,14 @@ def beyond_reach(x: Rows, y: Rows) -> float:
 
 
 def raised_for_reach(x: Rows, y: Rows, sampling: float, value: float) -> tuple[float, float, list[str], list[str]]:
-    """Return what raises a KL by nearest neighbours for what lies beyond the ends of y, its error, notes, reasons for distrust."""
+    """Return by how much to raise a KL by nearest neighbours for what lies beyond the ends of y, with error, notes and doubts."""
     unseen = beyond_reach(x, y)
     raised = MISSED_SHARE_BEYOND_REACH * unseen
-    if unseen > max(MAX_ERRORS_BEYOND_REACH * sampling, _LARGE_SHARE * abs(value)):
+    if unseen > max(MAX_ERRORS_BEYOND_REACH * sampling, MAX_SHARE_BEYOND_REACH * abs(value)):
         wrong = [f"{unseen:.2g} nats lie beyond the outermost rows of the other sample, where its density can't be seen"]
-        return raised, unseen, [], wrong
+        return 0.0, unseen, [], wrong
     notes = [f"the value was raised by {raised:.2g} ± {unseen:.2g} for what lies beyond the outermost rows of the other sample"]
-    return raised, unseen, notes if raised > _LARGE_SHARE * sampling else [], []
+    return raised, unseen, notes if raised > _MIN_NOTED_ERRORS * sampling else [], []
 
 
 def distances(x: Rows, y: Rows) -> tuple[Radii, Radii]:
