@@ -16,7 +16,7 @@ MAX_EXPONENT = 350.0
 """Largest exponent of a ratio: its square is still a float64."""
 _PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
 _COSINES = 60
-MAX_COLUMNS_OF_SMOOTH_FEATURES = 100
+_MAX_COLUMNS_OF_FINER_FEATURES = 100
 _MAX_COLUMNS_OF_BENDS = 10
 _COSINE_PENALTY = 10.0
 """Factor by which the ridge penalty of further features is larger."""
@@ -80,14 +80,14 @@ def cosines(z: Tensor, generator: torch.Generator, axes: int = 0) -> Tensor:
     return torch.cos(score @ aim.to(z.device) + 2 * math.pi * phase.to(z.device))
 
 
-def finer_features(z: Tensor, generator: torch.Generator, waves: bool = True) -> Tensor:
-    """Features of tails, ends of supports and bends, per column and of the distance from the middle; with waves, of bumps too.
+def finer_features(z: Tensor, generator: torch.Generator) -> Tensor:
+    """Features of tails, ends of supports, bends and bumps, of each column and of the distance from the middle.
 
     In the tail of rank u, the square of a normal score grows as −2 log u: such features follow the powers with which densities
     end, and absolute values the rates at which tails fall. A square of one column times another follows a bend.
     """
     dim = z.shape[1]
-    if dim > MAX_COLUMNS_OF_SMOOTH_FEATURES:
+    if dim > _MAX_COLUMNS_OF_FINER_FEATURES:
         return cosines(z, generator)
     z = torch.where(z.pow(3).mean(0) < 0, -z, z)  # a column that is turned round has the same features
     score = _normal_scores(z)
@@ -98,7 +98,7 @@ def finer_features(z: Tensor, generator: torch.Generator, waves: bool = True) ->
         root = torch.linalg.cholesky(z.T.cov() + 1e-9 * torch.eye(dim, dtype=z.dtype, device=z.device))
         distance = torch.linalg.solve_triangular(root, (z - z.mean(0)).T, upper=False).norm(dim=0)[:, None]
         z, score = torch.cat([z, distance], 1), torch.cat([score, _normal_scores(distance)], 1)
-    shapes = [score, score.square(), z.abs(), *([cosines(z, generator, _COSINES // 2)] if waves else [])]
+    shapes = [score, score.square(), z.abs(), cosines(z, generator, _COSINES // 2)]
     return torch.cat([*shapes, bends] if dim <= _MAX_COLUMNS_OF_BENDS else shapes, 1)
 
 

@@ -29,7 +29,7 @@ from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, 
 from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
 from whichkl.divergences.samples.neighbors import Neighbors
 from whichkl.divergences.samples.reach import BIAS_FACTOR, MAX_ERRORS_BEYOND_REACH, MAX_SHARE_BEYOND_REACH, beyond_reach
-from whichkl.divergences.samples.shape_twins import Pooled, Shape
+from whichkl.divergences.samples.shape_twins import Pooled
 from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
@@ -89,31 +89,31 @@ def classifier_divergence(
         raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
     sample = Pooled.of(x, y, folds, torch.Generator().manual_seed(seed))
     some = sample.at_most(_MAX_ROWS_OF_FINER_FEATURES)
-    log_ratio, parts, form, coarse = some.better_fit()
-    if form == "quadratic" and some is not sample:
-        some, (log_ratio, parts) = sample, sample.fit(sample.z)
-    found = _with_error(kind, some, log_ratio, parts, form, coarse, seed)
+    log_ratio, parts, coarse = some.better_fit()
+    if coarse is None and some is not sample:
+        log_ratio, parts = sample.fit(sample.z)
+    found = _with_error(kind, sample if coarse is None else some, log_ratio, parts, coarse, seed)
     note = f"finer features are fitted to {len(some.z):,} rows, chosen at random"
-    return found if some is sample else replace(found, notes=(*found.notes, note))
+    return found if coarse is None or some is sample else replace(found, notes=(*found.notes, note))
 
 
 def _with_error(
-    kind: IntegralDivergence, sample: Pooled, log_ratio: Tensor, parts: Parts, form: Shape, coarse: Tensor, seed: int
+    kind: IntegralDivergence, sample: Pooled, log_ratio: Tensor, parts: Parts, coarse: Tensor | None, seed: int
 ) -> Estimate:
-    """The divergence at held-out ℓ, with its bias and error; `coarse` is the quadratic ℓ."""
-    z, n, fine = sample.z, sample.n, form != "quadratic"
+    """The divergence at held-out ℓ, with its bias and error; `coarse` is the quadratic ℓ if this one has finer features."""
+    z, n, fine = sample.z, sample.n, coarse is not None
     # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
     # Rows dealt out at random belong to one law, so that whatever the classifier shows on them is its bias.
     dealt = z[torch.randperm(len(z), generator=sample.generator, device="cpu")]
-    bias, bias_error, as_gaussian = _on_twins(kind, sample, log_ratio, form, dealt, levels)
-    biases = _score(kind, n, *sample.fit(dealt, form), levels)[:2], (bias, bias_error)
+    bias, bias_error, as_gaussian = _on_twins(kind, sample, log_ratio if fine else None, dealt, levels)
+    biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the rows look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - (as_gaussian if _look_gaussian(z[:n]) and _look_gaussian(z[n:]) else 0.0))
     unshown = math.hypot(unseen, _unnoticed(kind, n, len(z)))
     # In several columns, where these features show much that no quadratic has, others may show more.
-    added = 0.0 if not fine or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
+    added = 0.0 if coarse is None or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be a larger share: only what the twins get wrong of it remains.
@@ -290,16 +290,16 @@ def _terms(kind: IntegralDivergence, ratio: Tensor, levels: _Levels) -> tuple[Te
 
 
 def _on_twins(
-    kind: IntegralDivergence, sample: Pooled, ratio: Tensor, form: Shape, dealt: Tensor, levels: _Levels
+    kind: IntegralDivergence, sample: Pooled, ratio: Tensor | None, dealt: Tensor, levels: _Levels
 ) -> tuple[float, float, float]:
     """Bias and its error on 3 to 8 twins, Gaussians or the rows with labels drawn by ℓ; what lies beyond reach of Gaussians."""
-    gaps, unseen, of_gaussians = [], [], form == "quadratic"
-    repeats = max(3, min(8 if of_gaussians else 5, _MAX_ROWS_OF_TWINS // len(sample.z)))
+    gaps, unseen = [], []
+    repeats = max(3, min(8 if ratio is None else 5, _MAX_ROWS_OF_TWINS // len(sample.z)))
     for _ in range(repeats):
-        twin, known = _gaussian_twin(sample, dealt) if of_gaussians else sample.relabelled(ratio)
-        found = _score(kind, twin.n, *twin.fit(twin.z, form), levels)[0]
+        twin, known = _gaussian_twin(sample, dealt) if ratio is None else sample.relabelled(ratio)
+        found = _score(kind, twin.n, *twin.fit(twin.z, fine=ratio is not None), levels)[0]
         gaps.append(found - _score(kind, twin.n, known, [], levels)[0])
-        unseen.append(_unseen(kind, twin) if of_gaussians else 0.0)
+        unseen.append(_unseen(kind, twin) if ratio is None else 0.0)
     # The median, with its error by the median deviation: on few twins, an exponential of ℓ can be of any size.
     bias, error = median_with_error(gaps)
     return bias, error, statistics.fmean(unseen) + 2 * statistics.stdev(unseen)

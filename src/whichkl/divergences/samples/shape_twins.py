@@ -8,25 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from whichkl.divergences.samples.logistic import (
-    MAX_COLUMNS_OF_SMOOTH_FEATURES,
-    MIN_ROWS,
-    Parts,
-    cross_fit,
-    finer_features,
-    mean_with_error,
-)
+from whichkl.divergences.samples.logistic import MIN_ROWS, Parts, cross_fit, finer_features, mean_with_error
 from whichkl.divergences.samples.sample_distances import standardised
 
-Shape = Literal["quadratic", "smooth", "wavy"]
-"""Shape of ℓ: quadratic in the columns, or with finer features, without waves or with them."""
-_FINER_SHAPES: tuple[Shape, ...] = ("smooth", "wavy")
 _MANY_ROWS = 20_000
 """Rows of both samples from which on finer features must prove that they help."""
 
@@ -54,24 +43,20 @@ class Pooled:
         """Log n/m, which a classifier's logit has and ℓ hasn't."""
         return math.log(self.n / (len(self.z) - self.n))
 
-    def fit(self, z: Tensor, shape: Shape = "quadratic") -> tuple[Tensor, Parts]:
+    def fit(self, z: Tensor, *, fine: bool = False) -> tuple[Tensor, Parts]:
         """Cross-fit rows of the same two sizes."""
-        more = None if shape == "quadratic" else finer_features(z, self.generator, shape == "wavy")
+        more = finer_features(z, self.generator) if fine else None
         return cross_fit(z, self.n, self.folds, self.full, self.generator, more=more)
 
-    def better_fit(self) -> tuple[Tensor, Parts, Shape, Tensor]:
-        """Cross-fit with and without finer features; return the better ℓ, its parts, its shape, and the quadratic ℓ.
+    def better_fit(self) -> tuple[Tensor, Parts, Tensor | None]:
+        """Cross-fit with and without finer features; return the better ℓ, its parts, and the quadratic ℓ if the other is better.
 
-        In doubt it has finer features: what few rows don't show, a quadratic ℓ denies with a small error; what many rows don't
-        show is small. Waves need more rows than smooth features, and a bump needs waves.
+        In doubt it is: what few rows don't show, a quadratic ℓ denies with a small error; what many rows don't show is small.
         """
-        coarse = self.fit(self.z)
-        shapes = _FINER_SHAPES if self.z.shape[1] <= MAX_COLUMNS_OF_SMOOTH_FEATURES else _FINER_SHAPES[1:]
-        finer = {shape: self.fit(self.z, shape) for shape in shapes}
-        shape = min(finer, key=lambda one: float(self._log_loss(finer[one][0]).mean()))
-        gain, error = mean_with_error(self._log_loss(coarse[0]) - self._log_loss(finer[shape][0]))
+        coarse, finer = self.fit(self.z), self.fit(self.z, fine=True)
+        gain, error = mean_with_error(self._log_loss(coarse[0]) - self._log_loss(finer[0]))
         least = -error if len(self.z) < _MANY_ROWS else error
-        return (*finer[shape], shape, coarse[0]) if gain > least else (*coarse, "quadratic", coarse[0])
+        return (*finer, coarse[0]) if gain > least else (*coarse, None)
 
     def at_most(self, most: int) -> Pooled:
         """Return at most this many rows of each sample, chosen at random."""
