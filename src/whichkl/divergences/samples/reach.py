@@ -55,7 +55,11 @@ def beyond_reach(x: Rows, y: Rows) -> float:
 
 
 def raised_for_reach(x: Rows, y: Rows, sampling: float, value: float) -> tuple[float, float, list[str], list[str]]:
-    """Return by how much to raise a KL by nearest neighbours for what lies beyond the ends of y, with error, notes and doubts."""
+    """Return by how much to raise a KL by nearest neighbours for what lies beyond the ends of y, with error, notes and doubts.
+
+    With u nats beyond, neighbours miss 0.7 u on average, and from nothing to 2 u: the value is raised by 0.7 u, with a standard
+    error of u. Beyond 2.5 errors of `sampling` and 30 % of the value it isn't raised, and the answer isn't reliable.
+    """
     unseen = beyond_reach(x, y)
     raised = MISSED_SHARE_BEYOND_REACH * unseen
     if unseen > max(MAX_ERRORS_BEYOND_REACH * sampling, MAX_SHARE_BEYOND_REACH * abs(value)):
