@@ -54,9 +54,10 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     """KL(p‖q) in nats from samples x ~ p, (n, d), and y ~ q, (m, d); consistent, for continuous laws.
 
     Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
-    least. What lies beyond the ends of y raises the value, with an error of its own (`raised_for_reach`). The error of sampling is
-    that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's larger. A bias is added in
-    squares: that on the Gaussian twins, or, if larger, that of the shape (`by_shape`). Rounded rows are spread within their step.
+    least. What lies beyond the ends of y raises the value, with an error of its own (`raised_for_reach`). The error of sampling
+    is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's larger. A bias is added
+    in squares: that on the Gaussian twins, or, if larger, that of the shape (`by_shape`). Rounded rows are spread within their
+    step.
 
     The answer isn't `reliable`
 
