@@ -74,7 +74,7 @@ def classifier_divergence(
 
     - a bias exceeds 2 standard errors and 10 %, or 50 % with finer features;
     - E_q[p/q] or E_p[q/p] isn't 1, or ℓ doesn't fit (`_misfit`);
-    - more than 2.5 errors and 30 % lie beyond reach, or finer features add more than a third in several columns;
+    - more than 3 errors and 30 % lie beyond reach, or finer features add more than a third in several columns;
     - the terms have a heavy tail, or one side has fewer than 50 rows.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
