@@ -2,289 +2,167 @@
 
 Tails, skew, ends of supports, bumps and mixtures in 1, 2 and 5 dimensions. Coverage is that of the 95 % interval among the
 answers that call themselves reliable. Three ways are judged: the automatic answer from two samples and the classifier's, five
-divergences each, and the forward KL from one sample and a density. A truth is a quadrature, or the mean over four million draws.
+divergences each, and the forward KL from one sample and a density.
 
 `python benchmarks/coverage_shapes.py 20 500 2000` makes 20 repeats at 500 and 2,000 rows. Words after these select the pairs
-whose names contain one of them.
+whose names contain one of them. A word that ends in `.jsonl` is the file of the cells, one repeat per line: cells that are
+already in the file aren't computed again, so that an interrupted run resumes. With 0 repeats the table is printed from the file.
 """
 
 import json
-import math
 import multiprocessing
 import os
 import sys
-import warnings
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from scipy import integrate, stats
+from scipy import stats
+from shapes import DIVERGENCES, PAIRS, truths
 
 import whichkl as wk
+from whichkl.divergences.samples import nearest_neighbors, shape_twins
 
-DIVERGENCES = ("forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "total_variation")
-_DRAWS = 500_000
-_ROUNDS = 8
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Independent columns, turned by a matrix if there is one."""
-
-    margins: tuple[Any, ...]
-    turn: Any = None
-
-    def sample(self, n, rng):
-        """Draws, (n, d)."""
-        x = np.column_stack([one.rvs(n, random_state=rng) for one in self.margins])
-        return x if self.turn is None else x @ np.asarray(self.turn).T
-
-    def log_prob(self, x):
-        """Log densities, (n,)."""
-        if self.turn is None:
-            return sum(one.logpdf(column) for one, column in zip(self.margins, x.T, strict=True))
-        turn = np.asarray(self.turn)
-        return Columns(self.margins).log_prob(np.linalg.solve(turn, x.T).T) - np.linalg.slogdet(turn)[1]
+_BOUNDED = ("jensen_shannon", "total_variation")
 
 
-@dataclass(frozen=True)
-class Joint:
-    """A law of scipy with dependent columns."""
+def share_work():
+    """Let the divergences of one pair of samples share neighbours and a classifier's fits, which no divergence changes."""
+    known = {}
+    fit, neighbors = shape_twins.cross_fit, nearest_neighbors.two_sample_kl
 
-    law: Any
+    def key_of(*tensors):
+        return tuple(hash(one.numpy().tobytes()) for one in tensors)
 
-    def sample(self, n, rng):
-        """Draws, (n, d)."""
-        return self.law.rvs(n, random_state=rng).reshape(n, -1)
+    def fit_once(z, n, folds, full, generator, more=None):
+        key = n, folds, *key_of(z, generator.get_state())
+        if key not in known:
+            known[key] = *fit(z, n, folds, full, generator, more=more), generator.get_state()
+        ratio, parts, state = known[key]
+        generator.set_state(state)
+        return ratio.clone(), parts
 
-    def log_prob(self, x):
-        """Log densities, (n,)."""
-        return np.atleast_1d(self.law.logpdf(x))
+    def neighbors_once(x, y, *, seed):
+        key = seed, *key_of(x.samples, y.samples)
+        if key not in known:
+            known[key] = neighbors(x, y, seed=seed)
+        return known[key]
 
-
-@dataclass(frozen=True)
-class Bumps:
-    """A mixture of laws."""
-
-    weights: tuple[float, ...]
-    parts: tuple[Any, ...]
-
-    def sample(self, n, rng):
-        """Draws, (n, d)."""
-        counts = rng.multinomial(n, self.weights)
-        rows = np.concatenate([part.sample(count, rng) for part, count in zip(self.parts, counts, strict=True) if count])
-        return rng.permutation(rows)
-
-    def log_prob(self, x):
-        """Log densities, (n,)."""
-        terms = [math.log(weight) + part.log_prob(x) for weight, part in zip(self.weights, self.parts, strict=True)]
-        return np.logaddexp.reduce(terms)
+    shape_twins.cross_fit, nearest_neighbors.two_sample_kl = fit_once, neighbors_once
+    return known
 
 
-@dataclass(frozen=True)
-class Banana:
-    """N(0, I) with its second column bent by the square of the first."""
-
-    bend: float
-
-    def sample(self, n, rng):
-        """Draws, (n, d)."""
-        x = rng.normal(size=(n, 2))
-        x[:, 1] += self.bend * (x[:, 0] ** 2 - 1)
-        return x
-
-    def log_prob(self, x):
-        """Log densities, (n,)."""
-        return stats.norm.logpdf(x[:, 0]) + stats.norm.logpdf(x[:, 1] - self.bend * (x[:, 0] ** 2 - 1))
-
-
-def line(*margins, turn=None):
-    return Columns(margins, turn)
-
-
-def bumps(*weights_and_parts):
-    return Bumps(weights_and_parts[::2], tuple(line(stats.norm(*one)) for one in weights_and_parts[1::2]))
-
-
-def gaussian(mean, covariance):
-    return Joint(stats.multivariate_normal(mean, covariance))
-
-
-def corners(weights, dim, scale, distance):
-    """Gaussian bumps at the first corners of a simplex, `distance` from the middle."""
-    return Bumps(weights, tuple(gaussian(distance * row, scale**2 * np.eye(dim)) for row in np.eye(dim)[: len(weights)]))
-
-
-def bank():
-    """Name → (kind, p, q)."""
-    s, normal = stats, stats.norm
-    ar = 0.6 ** np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
-    mixed = np.array([[1.0, 0.8], [0.0, 0.6]])
-    return {
-        "laplace | normal": ("tails", line(s.laplace()), line(normal())),
-        "laplace | normal of its variance": ("tails", line(s.laplace()), line(normal(0, math.sqrt(2)))),
-        "t5 | N(0, 1.2)": ("tails", line(s.t(5)), line(normal(0, 1.2))),
-        "t3 | t6": ("tails", line(s.t(3)), line(s.t(6))),
-        "logistic | N(0, 1.8)": ("tails", line(s.logistic()), line(normal(0, 1.8))),
-        "N(0, 1.5) | laplace": ("tails", line(normal(0, 1.5)), line(s.laplace())),
-        "laplace(0.5) | laplace": ("tails", line(s.laplace(0.5)), line(s.laplace())),
-        "N(1, 1) | normal": ("tails", line(normal(1)), line(normal())),
-        "normal | N(0, 2)": ("tails", line(normal()), line(normal(0, 2))),
-        "gumbel | N(0.58, 1.28)": ("skew", line(s.gumbel_r()), line(normal(0.577, 1.283))),
-        "skew normal | normal": ("skew", line(s.skewnorm(4)), line(normal(0.7, 0.8))),
-        "gamma(3) | lognormal": ("skew", line(s.gamma(3)), line(s.lognorm(0.6, 0, 2.5))),
-        "lognormal | gamma(4)": ("skew", line(s.lognorm(0.5)), line(s.gamma(4, 0, 0.28))),
-        "gamma(4) | normal": ("skew", line(s.gamma(4)), line(normal(4, 2))),
-        "exponential | gamma(2)": ("ends", line(s.expon()), line(s.gamma(2))),
-        "gamma(3) | gamma(2)": ("ends", line(s.gamma(3)), line(s.gamma(2))),
-        "uniform | beta(2, 2)": ("ends", line(s.uniform()), line(s.beta(2, 2))),
-        "beta(2, 5) | beta(3, 3)": ("ends", line(s.beta(2, 5)), line(s.beta(3, 3))),
-        "exponential | half normal": ("ends", line(s.expon()), line(s.halfnorm(0, 1.3))),
-        "uniform | triangle": ("ends", line(s.uniform(0, 2)), line(s.triang(0.3, 0, 2))),
-        "bump aside | normal": ("bumps", bumps(0.8, (0, 1), 0.2, (3, 0.4)), line(normal(0.6, 1.5))),
-        "two bumps, other weights": ("mixtures", bumps(0.7, (-2, 0.5), 0.3, (2, 0.5)), bumps(0.4, (-2, 0.5), 0.6, (2, 0.5))),
-        "normal | two bumps": ("bumps", line(normal(0, 1.2)), bumps(0.5, (-1, 0.7), 0.5, (1, 0.7))),
-        "three bumps | wider ones": (
-            "mixtures",
-            bumps(0.3, (-3, 0.6), 0.4, (0, 0.6), 0.3, (3, 0.6)),
-            bumps(0.3, (-3, 0.9), 0.4, (0, 0.9), 0.3, (3, 0.9)),
-        ),
-        "2: laplace | normal of its variance": ("tails", line(s.laplace(), s.laplace()), line(normal(0, 1.41), normal(0, 1.41))),
-        "2: t5 | N(0, 1.2)": ("tails", Joint(s.multivariate_t([0, 0], np.eye(2), 5)), gaussian([0, 0], 1.44 * np.eye(2))),
-        "2: gamma(4) | gamma(3), turned": (
-            "skew",
-            line(s.gamma(4), s.gamma(4), turn=mixed),
-            line(s.gamma(3), s.gamma(3), turn=mixed),
-        ),
-        "2: uniform | beta(2, 2)": ("ends", line(s.uniform(), s.uniform()), line(s.beta(2, 2), s.beta(2, 2))),
-        "2: exponential | gamma(2), normal": ("ends", line(s.expon(), normal()), line(s.gamma(2), normal(0.3))),
-        "2: banana | normal": ("bumps", Banana(0.5), gaussian([0, 0], np.diag([1.0, 1.5]))),
-        "2: bumps, other weights": ("mixtures", corners((0.7, 0.3), 2, 0.7, 2.0), corners((0.4, 0.6), 2, 0.7, 2.0)),
-        "2: bumps | normal": ("bumps", corners((0.5, 0.5), 2, 0.7, 2.0), gaussian([1, 1], np.array([[1.5, -1.0], [-1.0, 1.5]]))),
-        "5: laplace | normal of its variance": ("tails", line(*[s.laplace()] * 5), line(*[normal(0, 1.41)] * 5)),
-        "5: t8 | normal": ("tails", Joint(s.multivariate_t(np.zeros(5), ar, 8)), gaussian(np.full(5, 0.2), 1.2 * ar)),
-        "5: gamma(5) | gamma(4)": ("skew", line(*[s.gamma(5)] * 5), line(*[s.gamma(4)] * 5)),
-        "5: N(0.3, 0.9) | normal": ("tails", gaussian(np.full(5, 0.3), 0.81 * ar), gaussian(np.zeros(5), ar)),
-        "5: exponential | gamma(2), normal": ("ends", line(s.expon(), *[normal()] * 4), line(s.gamma(2), *[normal(0.2)] * 4)),
-        "5: bumps, other weights": ("mixtures", corners((0.7, 0.3), 5, 0.7, 2.0), corners((0.4, 0.6), 5, 0.7, 2.0)),
-    }
-
-
-PAIRS = bank()
-
-
-@cache
-def truths(name):
-    """All the divergences of a pair."""
-    _, p, q = PAIRS[name]
-    if getattr(p, "margins", None) is not None and getattr(q, "margins", None) is not None:
-        forward, reverse = (
-            sum(_on_the_line(a, b) for a, b in zip(one.margins, two.margins, strict=True)) for one, two in ((p, q), (q, p))
-        )
-    else:
-        forward, reverse = _mean(p, lambda x: p.log_prob(x) - q.log_prob(x)), _mean(q, lambda x: q.log_prob(x) - p.log_prob(x))
-
-    def half(x, one, two):
-        return math.log(2) - np.logaddexp(0, two.log_prob(x) - one.log_prob(x))
-
-    shannon = 0.5 * _mean(p, lambda x: half(x, p, q)) + 0.5 * _mean(q, lambda x: half(x, q, p))
-    variation = _mean(p, lambda x: np.maximum(0, 1 - np.exp(np.minimum(q.log_prob(x) - p.log_prob(x), 0))))
-    return dict(zip(DIVERGENCES, (forward, reverse, (forward + reverse) / 2, shannon, variation), strict=True))
-
-
-def _mean(law, function):
-    rng = np.random.default_rng(1)
-    with np.errstate(all="ignore"):
-        return float(np.mean([function(law.sample(_DRAWS, rng)).mean() for _ in range(_ROUNDS)]))
-
-
-def _on_the_line(p, q):
-    """KL of two laws of scipy, by quadrature between quantiles of p."""
-    ends = p.ppf(np.array([1e-14, 1e-6, 1e-3, 0.05, 0.3, 0.5, 0.7, 0.95])), p.isf(np.array([1e-3, 1e-6, 1e-14]))
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if not np.isfinite(q.logpdf(np.concatenate(ends))).all():
-            return math.inf
-        pieces = np.concatenate(ends)
-        return sum(
-            integrate.quad(lambda x: math.exp(p.logpdf(x)) * (p.logpdf(x) - q.logpdf(x)), a, b, epsabs=1e-10)[0]
-            for a, b in zip(pieces, pieces[1:], strict=False)
-        )
+_WORK = share_work()
 
 
 def once(cell):
-    """The answers of one repeat: (way, divergence) → (low, high, reliable, value)."""
+    """The answers of one repeat: "way, divergence" → [low, high, reliable, value, first note]."""
     name, rows, seed = cell
     _, p, q = PAIRS[name]
     rng = np.random.default_rng([sum(map(ord, name)), rows, seed])
     x, y = p.sample(rows, rng), q.sample(rows, rng)
     found = {}
     for divergence in DIVERGENCES:
-        found["automatic", divergence] = wk.estimate(p=x, q=y, divergence=divergence, seed=seed)
-        found["classifier", divergence] = wk.estimate(p=x, q=y, divergence=divergence, seed=seed, method="classifier")
+        one = wk.estimate(p=x, q=y, divergence=divergence, seed=seed, method="classifier")
+        found["classifier", divergence] = one
+        found["automatic", divergence] = (
+            one if divergence in _BOUNDED else wk.estimate(p=x, q=y, divergence=divergence, seed=seed)
+        )
     density = wk.Target(log_prob=lambda z: q.log_prob(np.asarray(z)), dim=x.shape[1], normalized=True)
     found["one sample", "forward_kl"] = wk.estimate(p=x, q=density, seed=seed)
-    return cell, {key: (*one.interval, one.reliable, one.value) for key, one in found.items()}
-
-
-def judged(pairs, answers):
-    """Share of reliable answers, coverage among these, and the pair that covers least, of some answers."""
-    of_pair = {}
-    for name, divergence, (low, high, reliable, _) in answers:
-        if name in pairs:
-            of_pair.setdefault(name, []).append((reliable, reliable and low <= truths(name)[divergence] <= high))
-    every = [one for some in of_pair.values() for one in some]
-    if not every:
-        return None
-    trusted = sum(reliable for reliable, _ in every)
-    shares = {name: _share(some) for name, some in of_pair.items()}
-    worst = min((name for name in shares if shares[name] is not None), key=lambda name: shares[name], default=None)
-    return {
-        "reliable": trusted / len(every),
-        "coverage": _share(every),
-        "worst": worst,
-        "worst_coverage": None if worst is None else shares[worst],
+    _WORK.clear()
+    answers = {
+        ", ".join(key): [*one.interval, one.reliable, one.value, "" if one.reliable else next(iter(one.notes), "")]
+        for key, one in found.items()
     }
+    return cell, answers
 
 
-def _share(some):
-    trusted = [inside for reliable, inside in some if reliable]
-    return sum(trusted) / len(trusted) if trusted else None
+@dataclass(frozen=True)
+class Count:
+    """How many of some answers are reliable, and how many of these cover the truth."""
+
+    answers: int
+    reliable: int
+    covered: int
+
+    @classmethod
+    def of(cls, answers):
+        """Count answers (name, divergence, [low, high, reliable, …])."""
+        inside = [low <= truths(name)[kind] <= high for name, kind, (low, high, reliable, *_) in answers if reliable]
+        return cls(len(answers), len(inside), sum(inside))
+
+    @property
+    def upper(self):
+        """Upper end of the 95 % interval of the coverage (Clopper & Pearson, 1934), as if answers were independent."""
+        return (
+            1.0 if self.covered == self.reliable else float(stats.beta.ppf(0.975, self.covered + 1, self.reliable - self.covered))
+        )
+
+    def __str__(self):
+        share = f"{self.reliable / self.answers:.0%} of {self.answers:,}"
+        return f"{share} | {self.covered / max(self.reliable, 1):.0%} of {self.reliable:,}"
 
 
-def row(label, one):
-    coverage = "–" if one["coverage"] is None else f"{one['coverage']:.0%}"
-    worst = "–" if one["worst"] is None else f"{one['worst_coverage']:.0%}, {one['worst'].replace('|', '‖')}"
-    return f"| {label} | {one['reliable']:.0%} | {coverage} | {worst} |"
+def table(answers):
+    """Lines of a table by kind of pair and by divergence, and the pairs that cover less than 90 %, in short."""
+    groups = {"all": answers}
+    for kind in sorted({kind for kind, _, _ in PAIRS.values()}):
+        groups[kind] = [one for one in answers if PAIRS[one[0]][0] == kind]
+    groups |= {divergence: [one for one in answers if one[1] == divergence] for divergence in DIVERGENCES}
+    lines = ["| answers | called reliable | cover |", "|---|---|---|"]
+    lines += [f"| {label} | {Count.of(some)} |" for label, some in groups.items() if some]
+    of_pair = {name: Count.of([one for one in answers if one[0] == name]) for name in PAIRS}
+    low = {name: one for name, one in of_pair.items() if one.covered < 0.9 * one.reliable}
+    listed = [
+        f"{name.replace('|', '‖')} {one.covered} of {one.reliable}{'' if one.upper >= 0.9 else ' (surely below)'}"
+        for name, one in low.items()
+    ]
+    rare = [name.replace("|", "‖") for name, one in of_pair.items() if one.reliable < 0.3 * one.answers]
+    return [
+        *lines,
+        "",
+        f"Pairs below 90 %: {', '.join(listed) or 'none'}.",
+        f"Reliable less than 30 %: {', '.join(rare) or 'none'}.",
+    ]
 
 
-def main(repeats, sizes, words):
+def computed(cells, file):
+    """The answers of every cell: those in the file, and the others, which are added to it."""
+    stored = {}
+    if file is not None and file.exists():
+        for line in file.read_text().splitlines():
+            cell, answers = json.loads(line)
+            stored[tuple(cell)] = answers
+    left = [cell for cell in cells if cell not in stored]
+    with multiprocessing.get_context("spawn").Pool(int(os.environ.get("PROCESSES", os.cpu_count() or 1))) as pool:
+        for cell, answers in pool.imap_unordered(once, left):
+            stored[cell] = answers
+            if file is not None:
+                with file.open("a") as out:
+                    out.write(json.dumps([cell, answers]) + "\n")
+    return stored
+
+
+def main(repeats, sizes, words, file):
     names = [name for name in PAIRS if not words or any(word in name for word in words)]
-    cells = [(name, rows, seed) for rows in sizes for seed in range(repeats) for name in names]
     found = {}
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        for (name, rows, _), answers in pool.imap_unordered(once, cells):
-            for (way, divergence), answer in answers.items():
-                found.setdefault((rows, way), []).append((name, divergence, answer))
+    for (name, rows, _), answers in computed([(n, r, s) for r in sizes for s in range(repeats) for n in names], file).items():
+        for key, answer in answers.items():
+            way, divergence = key.split(", ")
+            found.setdefault((rows, way), []).append((name, divergence, answer))
     out = []
     for (rows, way), answers in sorted(found.items()):
-        print(f"\n{rows:,} rows, {way}\n\n| pairs | called reliable | coverage | worst pair |\n|---|---|---|---|")
-        groups = {name.replace("|", "‖"): [name] for name in names}
-        groups |= {
-            kind: [name for name in names if PAIRS[name][0] == kind] for kind in sorted({PAIRS[name][0] for name in names})
-        }
-        groups["all"] = names
-        for label, pairs in groups.items():
-            one = judged(pairs, answers)
-            if one is not None:
-                print(row(label, one))
-                out.append({"rows": rows, "way": way, "pairs": label, **one})
-    print(json.dumps({"benchmark": "coverage_shapes", "repeats": repeats, "cells": out}))
+        repeats_of_pair = len(answers) / len({(name, kind) for name, kind, _ in answers})
+        print(f"\n{rows:,} rows, {way}, {repeats_of_pair:.1f} repeats\n", *table(answers), sep="\n")
+        out.append({"rows": rows, "way": way, "repeats": repeats_of_pair, **asdict(Count.of(answers))})
+    print(json.dumps({"benchmark": "coverage_shapes", "cells": out}))
 
 
 if __name__ == "__main__":
     numbers = [int(one) for one in sys.argv[1:] if one.isdigit()]
-    main(numbers[0] if numbers else 20, numbers[1:] or (500, 2_000), [one for one in sys.argv[1:] if not one.isdigit()])
+    files = [Path(one) for one in sys.argv[1:] if one.endswith(".jsonl")]
+    words = [one for one in sys.argv[1:] if not (one.isdigit() or one.endswith(".jsonl"))]
+    main(numbers[0] if numbers else 20, numbers[1:] or (500, 2_000), words, files[0] if files else None)

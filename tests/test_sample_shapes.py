@@ -12,8 +12,9 @@ from scipy import stats
 import whichkl as wk
 from whichkl._checks import InputError
 from whichkl.divergences.samples.nearest_neighbors import one_sample_kl, two_sample_kl
+from whichkl.divergences.samples.neighbors import compare, whiten
 from whichkl.divergences.samples.ratio import classifier_divergence
-from whichkl.divergences.samples.reach import beyond_reach
+from whichkl.divergences.samples.reach import beyond_reach, raised_for_reach
 from whichkl.divergences.samples.shape_twins import Pooled, lower_bound
 
 N, M = mpmath.log, mpmath.mpf
@@ -136,6 +137,29 @@ def test_reach_under_gaussian_tails_is_extrapolated():
     )
     found = [beyond_reach(*columns(LAPLACE, NORMAL, 2000, seed)) for seed in range(20)]
     assert np.median(found) == pytest.approx(2 * beyond, rel=0.5)
+
+
+@pytest.mark.parametrize("name", ["uniform, beta(2, 2)", "exponential, gamma(2)"])
+def test_a_value_is_raised_towards_the_truth_by_what_lies_beyond_an_end(name):
+    """Nearest neighbours miss the end of a support; the correction, with an error of its own size, covers the truth."""
+    p, q, truth = LINE[name]
+    pairs = [columns(p, q, 1000, seed) for seed in range(20)]
+    values = [compare(*whiten(x, y), 5, "bias_reduced") for x, y in pairs]
+    sampling = float(np.std(values))
+    raised = [raised_for_reach(x, y, sampling, value) for (x, y), value in zip(pairs, values, strict=True)]
+    accepted = [(value, *one[:2]) for value, one in zip(values, raised, strict=True) if not one[3]]
+    assert len(accepted) >= 10
+    errors = np.array([(value + more - truth, value - truth, math.hypot(sampling, error)) for value, more, error in accepted])
+    assert abs(errors[:, 0].mean()) < abs(errors[:, 1].mean())
+    assert (np.abs(errors[:, 0]) < 1.96 * errors[:, 2]).mean() >= 0.9
+
+
+def test_a_value_isn_t_raised_where_too_much_lies_beyond():
+    x, y = columns(stats.norm(8), NORMAL, 500, 0)
+    more, error, notes, wrong = raised_for_reach(x, y, 0.05, 4.0)
+    assert (more, notes) == (0.0, [])
+    assert error > 4
+    assert "lie beyond the outermost rows" in wrong[0]
 
 
 # ---- twins of the shape

@@ -171,6 +171,15 @@ def khat_limit(n: int) -> float:
     return min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
 
 
+def doubt_of_mean(khat: float) -> str:
+    """Say what draws with a tail of shape k̂ leave open about their mean; a light tail of few draws can have the same k̂.
+
+    >>> doubt_of_mean(0.6)
+    "these draws don't show that its variance is finite, and the value may be far too small"
+    """
+    return f"these draws don't show that its {'mean' if khat >= 1 else 'variance'} is finite, and the value may be far too small"
+
+
 def doubt_of_weights(weights: Float[Tensor, " n"]) -> str | None:
     """Say why a mean with given weights of rows can't be trusted; None if it can.
 

@@ -17,7 +17,7 @@ from whichkl.chains import FEWEST, standard_error
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import IntegralDivergence, WeightedKLs
-from whichkl.importance import doubt_of_weights, pareto_smooth, tail_shape
+from whichkl.importance import doubt_of_mean, doubt_of_weights, pareto_smooth, tail_shape
 from whichkl.targets import Target
 
 UpTo = Literal["log_z", "entropy_p"] | None
@@ -274,8 +274,7 @@ def mean_log_ratio(
         if khat is None:
             tail = f"{n} draw{'s are' if n > 1 else ' is'} too few to tell how heavy the tail of the log ratio is"
         else:
-            unknown = f"its {'mean' if khat >= 1 else 'variance'} may be infinite, and the value far too small"
-            tail = f"the log ratio has a heavy tail (k̂ = {khat:.2f}): {unknown}"
+            tail = f"the log ratio has a heavy tail (k̂ = {khat:.2f}): {doubt_of_mean(khat)}"
         notes = (tail, *few)
     value = float(terms.mean())
     return Estimate(quantity, value, stderr, up_to, method=method, n=n, ess=ess, khat=khat, reliable=not notes, notes=notes)

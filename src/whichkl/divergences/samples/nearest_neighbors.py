@@ -40,7 +40,7 @@ from whichkl.divergences.samples.neighbors import (
     terms_of,
     whiten,
 )
-from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR
+from whichkl.divergences.samples.reach import BIAS_FACTOR, raised_for_reach
 from whichkl.targets import Target
 
 _MAX_SHARE_OF_LONELY_ROWS = 0.05
@@ -54,13 +54,20 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     """KL(p‖q) in nats from samples x ~ p, (n, d), and y ~ q, (m, d); consistent, for continuous laws.
 
     Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
-    least. The error is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's
-    larger, with a bias added in squares: that on the Gaussian twins, or, if larger, that of the shape (`by_shape`). It's
-    unreliable where the bias is above two sampling errors (1.3 for that of the shape) and a tenth, where fitting noise makes up
-    as much of the twin's truth, where the value comes near its `cap`, where a twentieth of x lies so far from y that the balls
-    around them aren't local (the KL may be infinite), or below 50 rows; and, for what no Gaussian shows, where it grows with the
-    rows by more than on the twin, or where few columns alone show more than all together. Rounded rows are spread within their
+    least. What lies beyond the ends of y raises the value, with an error of its own (`raised_for_reach`). The error of sampling
+    is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's larger. A bias is added
+    in squares: that on the Gaussian twins, or, if larger, that of the shape (`by_shape`). Rounded rows are spread within their
     step.
+
+    The answer isn't `reliable`
+
+    - where more than 3 sampling errors and 30 % of the value lie beyond the ends of y;
+    - where a bias is above two sampling errors (1.3 for that of the shape) and a tenth, or fitting noise makes up as much of the
+      twin's truth;
+    - where the value comes near its `cap`, or a twentieth of x lies so far from y that the balls around them aren't local (the KL
+      may be infinite);
+    - where it grows with the rows by more than on the twin, or few columns alone show more than all together;
+    - below 50 rows.
 
     x and y are whatever `Target.of` reads. More neighbours, k, lower the variance and raise the bias; for `variant` see
     `point_estimate`; the seed fixes subsamples, twins and spreading.
@@ -101,11 +108,13 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
         blur, reasons = _blurred(white, twin, k, variant, generator)
         wrong += reasons
     shape, reasons = by_shape(a, b, estimate, value, sampling, blur, seed)
-    wrong += reasons
+    raised, unseen, further_notes, more = raised_for_reach(a, b, sampling, value)
+    wrong += more + reasons
+    shape, notes = math.hypot(shape, unseen), notes + further_notes
     # Whatever a part of the columns shows is a lower bound of the whole: above this end it contradicts the interval.
-    wrong += hidden(a, b, value + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
+    wrong += hidden(a, b, value + raised + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
-    raw = Estimate("forward_kl", value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
+    raw = Estimate("forward_kl", value + raised, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
     change = estimate(*whiten(*coarse)) - value if coarse else 0.0
     return judged(raw, bias, truth, change, min(len(a), len(b)), wrong, shape)
 
@@ -205,7 +214,7 @@ def _blur_of_entropy(x: Rows, k: int) -> float:
         return 0.0
     loss = entropy_term(x, 2 * k) - entropy_term(x, 4 * k)
     step = math.log(2) / x.shape[1]
-    return UNSEEN_BIAS_FACTOR * abs(loss) / (math.exp(2 * step) - math.exp(step))
+    return BIAS_FACTOR * abs(loss) / (math.exp(2 * step) - math.exp(step))
 
 
 def _blurred(

@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.samples.logistic import median_with_error
 from whichkl.divergences.samples.neighbors import Rows, whiten
-from whichkl.divergences.samples.reach import MAX_UNSEEN_ERRORS, UNSEEN_BIAS_FACTOR, beyond_reach, distances
+from whichkl.divergences.samples.reach import BIAS_FACTOR, MAX_BIAS_ERRORS, distances
 from whichkl.divergences.samples.shape_twins import Pooled, lower_bound
 
 TWIN_ROWS = 8_000
@@ -178,14 +178,13 @@ def by_shape(
     found = {
         "balls of fewer neighbours would show {:.2g} more, by how the value falls for twice as many": blur,
         "on these rows, labelled by a classifier, its bias is {:.2g}": math.sqrt(max(0.0, bias**2 - error**2)),
-        "{:.2g} nats lie beyond the outermost rows of the other sample, where its density can't be seen": beyond_reach(x, y),
         "a classifier shows {:.2g} more on rows it hasn't seen": lower_bound(ratio, sample.n) - value,
     }
     if x.shape[1] > 1:  # a ball reaches far around the middle: the distance from it alone shows how p's tail leaves q's behind
         of_x, of_y = (one[:, None] for one in distances(x, y))
         found["the distance from the middle alone has {:.2g} more"] = estimate(of_x, of_y) - sampling - value
-    most = max(MAX_UNSEEN_ERRORS * sampling, 0.1 * abs(value))
-    return UNSEEN_BIAS_FACTOR * max(0.0, *found.values()), [note.format(size) for note, size in found.items() if size > most]
+    most = max(MAX_BIAS_ERRORS * sampling, 0.1 * abs(value))
+    return BIAS_FACTOR * max(0.0, *found.values()), [note.format(size) for note, size in found.items() if size > most]
 
 
 def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wrong: list[str], shape: float = 0.0) -> Estimate:

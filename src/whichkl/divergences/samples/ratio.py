@@ -28,12 +28,14 @@ from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, mean_with_error, median_with_error
 from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
 from whichkl.divergences.samples.neighbors import Neighbors
-from whichkl.divergences.samples.reach import MAX_UNSEEN_ERRORS, UNSEEN_BIAS_FACTOR, beyond_reach
+from whichkl.divergences.samples.reach import BIAS_FACTOR, MAX_ERRORS_BEYOND_REACH, MAX_SHARE_BEYOND_REACH, beyond_reach
 from whichkl.divergences.samples.shape_twins import Pooled
 from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
+_MAX_SHARE_OF_SUBTRACTED_BIAS = 0.5
+"""Share of the divergence up to which a bias may be subtracted."""
 _MAX_ERRORS_OF_SHAPE = 4.0
 """Standard errors by which the skewness or kurtosis of rows that look Gaussian may differ from a Gaussian's."""
 _MAX_SHARE_OF_FINER_FEATURES = 1 / 3
@@ -70,9 +72,9 @@ def classifier_divergence(
     (`beyond_reach`; a quadratic ℓ reaches further where the rows look Gaussian), and what so many rows leave unnoticed.
     The global generator isn't touched. The answer isn't `reliable` if
 
-    - a bias exceeds 2 standard errors and 10 %, or 25 % with finer features;
+    - a bias exceeds 2 standard errors and 10 %, or 50 % with finer features;
     - E_q[p/q] or E_p[q/p] isn't 1, or ℓ doesn't fit (`_misfit`);
-    - more than 1.3 errors lie beyond reach, or finer features add more than a third in several columns;
+    - more than 3 errors and 30 % lie beyond reach, or finer features add more than a third in several columns;
     - the terms have a heavy tail, or one side has fewer than 50 rows.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
@@ -109,13 +111,13 @@ def _with_error(
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the rows look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - (as_gaussian if _look_gaussian(z[:n]) and _look_gaussian(z[n:]) else 0.0))
-    unshown = math.hypot(UNSEEN_BIAS_FACTOR * unseen, _unnoticed(kind, n, len(z)))
+    unshown = math.hypot(unseen, _unnoticed(kind, n, len(z)))
     # In several columns, where these features show much that no quadratic has, others may show more.
     added = 0.0 if coarse is None or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be a larger share: only what the twins get wrong of it remains.
-    share = 2.5 * _LARGE_SHARE if fine else _LARGE_SHARE
+    share = _MAX_SHARE_OF_SUBTRACTED_BIAS if fine else _LARGE_SHARE
     large = [not abs(one) <= max(2 * stderr, 2 * error, share * abs(value)) for one, error in biases]
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
@@ -143,7 +145,7 @@ def _with_error(
     shape = ("" if sample.full else "diagonal ") + ("finer" if fine else "quadratic")
     method = f"cross-fitted classifier ({shape} logistic, {sample.folds} folds)"
     # The interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right. A smoothed ℓ shows less of it.
-    reach = UNSEEN_BIAS_FACTOR * excess if fine else excess
+    reach = BIAS_FACTOR * excess if fine else excess
     error = math.hypot(stderr, unshown) + (reach + _SHARE_OF_WHAT_FINER_FEATURES_ADD * added) / NORMAL
     wrong += _doubts_by_columns(kind.name, z, n, value + NORMAL * error, seed)
     good = not (any(large) or off or wrong)
@@ -177,7 +179,7 @@ def _look_gaussian(rows: Float[Tensor, "n d"]) -> bool:
 
 
 def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:
-    if unseen <= max(MAX_UNSEEN_ERRORS * stderr, _LARGE_SHARE * abs(value)):
+    if unseen <= max(MAX_ERRORS_BEYOND_REACH * stderr, MAX_SHARE_BEYOND_REACH * abs(value)):
         return []
     return [f"about {unseen:.2g} nats lie beyond the outermost rows of a sample, where its density can't be seen"]
 

@@ -8,10 +8,18 @@ import numpy as np
 
 from whichkl.divergences.samples.neighbors import Radii, Rows
 
-MAX_UNSEEN_ERRORS = 1.3
-"""Standard errors of sampling that an unseen bias may reach; it widens the interval, which can't make up for more."""
-UNSEEN_BIAS_FACTOR = 1.5
-"""Factor by which a bias may exceed what the rows show of it: what hides beyond reach has an error of about half."""
+MAX_ERRORS_BEYOND_REACH = 3.0
+"""Standard errors of sampling up to which what lies beyond reach widens the interval; more makes an answer unreliable."""
+MISSED_SHARE_BEYOND_REACH = 0.7
+"""Share of what lies beyond reach that nearest neighbours miss on average, by which their value is raised."""
+MAX_BIAS_ERRORS = 1.3
+"""Standard errors of sampling up to which a bias of the shape widens the interval; more makes an answer unreliable."""
+MAX_SHARE_BEYOND_REACH = 0.3
+"""Share of the value up to which what lies beyond reach widens the interval, however many errors it is."""
+_MIN_NOTED_ERRORS = 0.1
+"""Standard errors from which a note states by how much a value is raised."""
+BIAS_FACTOR = 1.5
+"""Factor by which a bias may exceed what the rows show of it."""
 _END_ROWS, _WIDER_END_ROWS = 15, 60
 """Rows of y beyond an end, and beyond a wider one, which show how fast q falls there; fewer where there are few rows."""
 _MIN_ROWS = 50
@@ -44,6 +52,21 @@ def beyond_reach(x: Rows, y: Rows) -> float:
         found += [sum(beyond(sign * a, sign * b) for sign in (1.0, -1.0)) for a, b in zip(x.T, y.T, strict=True)]
         found += [beyond(*distances(x, y))] if x.shape[1] > 1 else []
     return max(found)
+
+
+def raised_for_reach(x: Rows, y: Rows, sampling: float, value: float) -> tuple[float, float, list[str], list[str]]:
+    """Return by how much to raise a KL by nearest neighbours for what lies beyond the ends of y, with error, notes and doubts.
+
+    With u nats beyond, neighbours miss 0.7 u on average, and from nothing to 2 u: the value is raised by 0.7 u, with a standard
+    error of u. Beyond 3 errors of `sampling` and 30 % of the value it isn't raised, and the answer isn't reliable.
+    """
+    unseen = beyond_reach(x, y)
+    raised = MISSED_SHARE_BEYOND_REACH * unseen
+    if unseen > max(MAX_ERRORS_BEYOND_REACH * sampling, MAX_SHARE_BEYOND_REACH * abs(value)):
+        wrong = [f"{unseen:.2g} nats lie beyond the outermost rows of the other sample, where its density can't be seen"]
+        return 0.0, unseen, [], wrong
+    notes = [f"the value was raised by {raised:.2g} ± {unseen:.2g} for what lies beyond the outermost rows of the other sample"]
+    return raised, unseen, notes if raised > _MIN_NOTED_ERRORS * sampling else [], []
 
 
 def distances(x: Rows, y: Rows) -> tuple[Radii, Radii]:

@@ -15,7 +15,7 @@ from whichkl.distributions import inside
 from whichkl.divergences import Estimate
 from whichkl.families.family import log_likelihood
 from whichkl.families.student_t import MultivariateStudentT
-from whichkl.importance import MIN_SHARE_OF_DRAWS, effective_sample_size, khat_limit, pareto_smooth
+from whichkl.importance import MIN_SHARE_OF_DRAWS, doubt_of_mean, effective_sample_size, khat_limit, pareto_smooth
 from whichkl.particles.pool import Points, Pool
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
@@ -97,8 +97,7 @@ def measured(points: Points, proposal: Proposal, target: Target, count: int, see
     khat = tail(ratio)
     doubts = () if are_trusted(ratio, khat) else (f"k̂ of the weights is {_shown(khat)}: the draws don't reach all of p",)
     if shape >= _MAX_SHAPE and stderr > _MAX_STDERR_WITH_HEAVY_TAIL:
-        unknown = f"its {'mean' if shape >= 1 else 'variance'} may be infinite, and the value far too small"
-        doubts = (*doubts, f"p log(p/q) has a heavy tail (k̂ = {_shown(shape)}): {unknown}")
+        doubts = (*doubts, f"p log(p/q) has a heavy tail (k̂ = {_shown(shape)}): {doubt_of_mean(shape)}")
     estimate = Estimate(
         "forward_kl",
         value,
