@@ -63,8 +63,26 @@ def test_moments_of_a_function_with_errors_as_json(folder):
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert result["rows"] == 2000 and result["out"] == "w.parquet" and result["origin"]["reliable"]
-    assert json.loads((folder / "w.parquet.origin.json").read_text()) == result["origin"]
+    assert json.loads((folder / "w.parquet.origin.json").read_text()) == {**result["origin"], "weights": "weight"}
     assert list(pd.read_parquet(folder / "w.parquet")) == ["x1", "x2", "weight"]
+
+
+def test_weights_that_convert_wrote_are_read_by_fit_and_estimate(folder):
+    made = whichkl(
+        "convert", "moments", "frames.csv", "--columns", "x1", "--of", "x1", "--values", "1", "--out", "w.csv", cwd=folder
+    )
+    assert made.returncode == 0, made.stderr
+    loc = json.loads(whichkl("fit", "w.csv", "--json", cwd=folder).stdout)["parameters"]["loc"]
+    np.testing.assert_allclose(loc, [1.0], atol=1e-6)
+    (folder / "plain.csv").write_text((folder / "w.csv").read_text())  # without an origin file, as a table of somebody else
+    found = [
+        json.loads(whichkl("estimate", "--p", path, "--q", "Normal(1,1)", *options, "--json", cwd=folder).stdout)
+        for path, options in (("w.csv", []), ("plain.csv", ["--p-weights", "weight"]))
+    ]
+    assert found[0]["value"] == found[1]["value"] and abs(found[0]["value"]) < 0.1 + 4 * found[0]["stderr"]
+    assert "of the 2,000 weighted rows of p were used" in found[0]["weighted"][0]
+    named = whichkl("estimate", "--p", "Normal(0,1)", "--q", "Normal(1,1)", "--q-weights", "weight", cwd=folder)
+    assert named.returncode == 2 and "it isn't a file of samples" in named.stderr
 
 
 def test_labels_keep_the_draws_that_passed(folder):

@@ -16,6 +16,7 @@ import whichkl as wk
 from whichkl.conversions.simulations_prior import read_prior
 from whichkl.conversions.simulator_runs import _parts_of
 from whichkl.families.regression import Regression
+from whichkl.solvers.draws.stochastic import Stochastic
 
 DTYPE = torch.float64
 PRIOR = Independent(Normal(torch.zeros(2, dtype=DTYPE), torch.ones(2, dtype=DTYPE)), 1)
@@ -398,6 +399,24 @@ def test_a_proposal_that_is_too_wide_leaves_too_few():
     theta, x = pairs(2_000, scale=8.0)
     target = wk.convert(wk.Simulations(prior=PRIOR, parameters=theta, data=x, proposal=wide(8.0)))
     assert not target.origin.reliable and "wider than the prior" in target.origin.trust
+
+
+@pytest.mark.slow
+def test_a_network_learns_from_all_simulations_of_a_proposal_that_is_much_too_wide():
+    """The parameters are exp(z), so that the weights are carried to free coordinates, too."""
+    z, x = pairs(1_500, scale=5.0)
+    prior, proposal = (Independent(LogNormal(torch.zeros(2, dtype=DTYPE), sd), 1) for sd in (1.0, 5.0))
+    target = wk.convert(wk.Simulations(prior=prior, parameters=z.exp(), data=x, proposal=proposal))
+    assert float(target.weights.sum().square() / target.weights.square().sum()) < 0.1 * 1_500
+    assert not target.origin.reliable and "Fit `Flow()`" in target.origin.trust
+    family, solver = wk.families.Flow("maf", transforms=1, hidden=(8,)), Stochastic(steps=200, learning_rate=1e-3)
+    fit = wk.fit(target, family, solver=solver)
+    assert "target_in_doubt" not in fit.findings and "without weights: Calibrated" in " ".join(str(fit).split())
+    z, x = pairs(4_000, seed=3)
+    with torch.no_grad():
+        gap = exact(x).log_prob(z) - (fit.model(x).log_prob(z.exp()) + z.sum(1))
+    assert float(gap.mean()) < 0.05 + 4 * float(gap.std()) / math.sqrt(4_000)
+    assert "target_in_doubt" in wk.fit(target, wk.families.LinearGaussian()).findings
 
 
 @pytest.mark.parametrize(

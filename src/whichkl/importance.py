@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 _TIED_GAP, _TIED_WIDTH = 0.05, 0.25
@@ -201,6 +201,17 @@ def doubt_of_weights(weights: Float[Tensor, " n"]) -> str | None:
     shown = "∞" if khat == math.inf else f"{khat:.2f}"
     found = f"k̂ = {shown}, {ess:.1f} effective rows of {len(w):,}"
     return f"the weights of the rows have a heavy tail ({found}): value, error and fit may rest on few rows"
+
+
+def stays_by_weight(weights: Float[Tensor, " n"], generator: torch.Generator) -> Bool[Tensor, " n"]:
+    """Return which rows stay so that the others have equal weight: a row stays with chance w / max w.
+
+    >>> stays_by_weight(torch.tensor([1.0, 0.0, 1.0]), torch.Generator().manual_seed(0)).tolist()
+    [True, False, True]
+    """
+    chance = torch.rand(len(weights), generator=generator, dtype=torch.float64, device="cpu")
+    w = weights.detach().to("cpu", torch.float64)
+    return chance * float(w.amax()) < w
 
 
 def shown_khat(khat: float | None) -> str:

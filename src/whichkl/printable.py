@@ -11,6 +11,7 @@ from typing import Any
 ENCODING_ERRORS = "whichkl.spelled"
 """Name under which `spell` is registered as a handler of encoding errors."""
 
+_WORD = re.compile(r"(a|[a-z]{2,})(?=[\s,'’-]|$)")
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls except newline and tab, marks that change the direction of text, and lone surrogates."""
 
@@ -92,12 +93,13 @@ def wrapped(text: str, indent: str = "") -> list[str]:
 
 
 def as_sentence(text: str) -> str:
-    """Return a text with its first letter as a capital, and a full stop.
+    """Return a text with a full stop, and its first letter as a capital, unless it begins with a symbol such as p or q(y|x).
 
-    >>> as_sentence("p is unnormalised")
-    'P is unnormalised.'
+    >>> as_sentence("the density is unnormalised"), as_sentence("p is unnormalised")
+    ('The density is unnormalised.', 'p is unnormalised.')
     """
-    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+    first = text[:1].upper() if _WORD.match(text) else text[:1]
+    return f"{first}{text[1:].removesuffix('.')}."
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _SUFFIXES = (".csv", ".parquet")
 WEIGHT = "weight"
 """The name of the column of weights."""
+_COLUMN = "weights"
+"""The origin file's key for that name."""
 
 
 def origin_file(samples: Path) -> Path:
@@ -61,7 +63,8 @@ def write_converted(target: Target, out: Path | None) -> str:
             require("pyarrow.parquet", "app").write_table(table, stream)
     origin: Any = target.origin
     with written_new(origin_file(out)) as stream:
-        stream.write(json.dumps(plain(origin.to_dict()), indent=1, ensure_ascii=False).encode() + b"\n")
+        fields = {**origin.to_dict(), _COLUMN: None if target.weights is None else WEIGHT}
+        stream.write(json.dumps(plain(fields), indent=1, ensure_ascii=False).encode() + b"\n")
     more = [*(["--weights", WEIGHT] if target.weights is not None else []), *(["--given", ",".join(given)] if given else [])]
     if given:
         words = target.bijection.describe()
@@ -69,6 +72,16 @@ def write_converted(target: Target, out: Path | None) -> str:
         for name, word in zip(target.names, words, strict=True):
             more += [] if word == "real" else ["--support", f"{name}={word}"]
     return shlex.join(["whichkl", "fit", str(out), *more, *(["--family", "flow"] if given else [])])
+
+
+def own_weights(samples: Path) -> str | None:
+    """Return the column of weights of a file that `write_converted` wrote; None if it has none, or isn't such a file."""
+    path = origin_file(samples)
+    try:
+        column = json.loads(path.read_text("utf-8")).get(_COLUMN)
+    except (OSError, ValueError, AttributeError):  # `read_origin` refuses a damaged file
+        return None
+    return None if column is None else str(column)
 
 
 def read_origin(samples: Path) -> Origin | None:
@@ -85,6 +98,7 @@ def read_origin(samples: Path) -> Origin | None:
     try:
         fields = json.loads(path.read_text("utf-8"))
         fields |= {name: tuple(map(str, fields[name])) for name in ("assumed", "unknown", "left_out")}
+        fields.pop(_COLUMN, None)
         return Origin(**fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError(cannot(f"read `{path}`", "it isn't an origin that whichkl wrote", "Convert again")) from error

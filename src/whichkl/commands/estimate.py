@@ -8,7 +8,7 @@ import typer
 
 from whichkl._checks import InputError, WhichklError, cannot
 from whichkl.commands import console, exits
-from whichkl.commands.options import AsJson, Categories, Columns, Drop, Missing, Seed, Thousands, read_side
+from whichkl.commands.options import AsJson, Categories, Columns, Drop, Missing, Seed, Thousands, of_equal_weight, read_side
 
 _OTHER_DIRECTION = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
 
@@ -44,6 +44,13 @@ def estimate(
         int | None, typer.Option("--p-chains", help="The samples of p are this many Markov chains, one after another.")
     ] = None,
     q_chains: Annotated[int | None, typer.Option("--q-chains", help="The same for q.")] = None,
+    p_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--p-weights", metavar="COLUMN", help="The column of weights of p's rows; a file of `whichkl convert` names its own."
+        ),
+    ] = None,
+    q_weights: Annotated[str | None, typer.Option("--q-weights", metavar="COLUMN", help="The same for q.")] = None,
     columns: Columns = None,
     drop: Drop = None,
     missing: Missing = "refuse",
@@ -69,7 +76,10 @@ def estimate(
         from whichkl.divergences.dispatch import estimate as run_estimate
 
         reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
-        first, second = read_side(p, form, p_chains, **reading), read_side(q, form, q_chains, **reading)
+        first, second = read_side(p, form, p_chains, p_weights, **reading), read_side(q, form, q_chains, q_weights, **reading)
+        said = [""] * 2
+        if not categories:  # labels are counted with their weights
+            (first, said[0]), (second, said[1]) = of_equal_weight(first, "p", seed), of_equal_weight(second, "q", seed)
         knobs: dict[str, Any] = {"weight": weight, "weight_on_forward": weight_on_forward, "order": order}
         knobs |= {"seed": seed, "form": form, "method": method}
         asked = run_estimate(p=first, q=second, divergence=divergence, **knobs)
@@ -81,9 +91,11 @@ def estimate(
                 other = str(error)
     if as_json:
         back = {"error": other} if isinstance(other, str) else None if other is None else _as_json(other)
-        console.print_json({"p": p, "q": q, **_as_json(asked), "other_direction": back})
+        console.print_json({"p": p, "q": q, **_as_json(asked), "other_direction": back, "weighted": [*filter(None, said)]})
         return
     _show(f"p = {p}, q = {q}", [one for one in (asked, other) if hasattr(one, "to_dict")])
+    for sentence in filter(None, said):
+        console.say(sentence)
     if isinstance(other, str):
         console.say(f"The other direction: {other}")
 

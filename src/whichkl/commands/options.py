@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whichkl._checks import InputError, cannot, quoted
-from whichkl.commands.converted_file import read_origin
+from whichkl.commands.converted_file import own_weights, read_origin
 
 if TYPE_CHECKING:
     from whichkl.families import Family
@@ -150,21 +150,35 @@ def read_target(
         raise InputError(cannot("use `--log-prob` alone", "a function doesn't say how many coordinates it takes", "Pass `--dim`"))
     function = None if log_prob is None else load_function(log_prob, f"--log-prob {log_prob}")
     x = None if given is None else listed([given])
-    w = None
-    if weights is not None:
-        if samples is None:
-            raise InputError(cannot("use `--weights`", "there are no samples to weight", "Name a file of samples"))
-        if samples.is_dir():
-            because = "a folder is read in parts, and weights need all rows in memory"
-            raise InputError(cannot("use `--weights`", because, "Name one file"))
-        w = read_table(samples, columns=[weights], thousands=reading.get("thousands")).values[:, 0]
-        reading["drop"] = [*(reading.get("drop") or ()), _joined([weights])]
+    if weights is not None and samples is None:
+        raise InputError(cannot("use `--weights`", "there are no samples to weight", "Name a file of samples"))
+    w = None if samples is None else _read_weights(samples, weights, "--weights", reading)
     with typed_options(tuple(reading)):
         given_as = {"log_prob": function, "dim": dim, "support": _support(support), "given": x, "weights": w}
         target = Target(samples=samples, **given_as, **as_keywords(reading))
     if samples is not None and samples.is_file():
         target.origin = read_origin(samples)
     return target
+
+
+def _read_weights(samples: Path, column: str | None, option: str, reading: dict[str, Any]) -> Any:
+    """Return the weights of a file's rows, and drop their column from what is read; None if there are none.
+
+    A file that `whichkl convert` wrote names its column of weights, which is used by default.
+
+    Raises:
+        InputError: the path is a folder, or there is no such column.
+    """
+    if column is None:
+        column = own_weights(samples)
+        if column is None or column in listed(reading.get("drop") or ()):
+            return None
+    if samples.is_dir():
+        because = "a folder is read in parts, and weights need all rows in memory"
+        raise InputError(cannot(f"use `{option}`", because, "Name one file"))
+    if reading.get("columns") is None:
+        reading["drop"] = [*(reading.get("drop") or ()), _joined([column])]
+    return read_table(samples, columns=[_joined([column])], thousands=reading.get("thousands")).values[:, 0]
 
 
 def read_table(path: Path, **reading: Any) -> Table:
@@ -264,22 +278,45 @@ def read_family(text: str | None, target: Target) -> Family:
     return default_family(target) if text is None else family_named(text)
 
 
-def read_side(text: str, form: str, chains: int | None, **reading: Any) -> Any:
-    """Read one side of an estimate: a distribution such as ``Normal(0,1)``, or a file of samples, possibly Markov chains.
+def of_equal_weight(side: Any, name: str, seed: int) -> tuple[Any, str]:
+    """Return weighted samples as fewer rows of equal weight, which every method takes, and a sentence on it.
 
     Raises:
-        InputError: it can't be read, or it isn't a file of samples and has chains.
+        InputError: fewer than two rows are left.
+    """
+    if getattr(side, "weights", None) is None:
+        return side, ""
+    from whichkl.goodness.draws import equal_rows
+    from whichkl.targets import Target
+
+    x, _ = equal_rows(side.samples, side.weights, None, len(side.samples), seed)
+    said = f"{len(x):,} of the {len(side.samples):,} weighted rows of {name} were used: a row stays with chance w / max w."
+    if len(x) < 2:
+        raise InputError(cannot(f"use the weights of {name}", f"only {len(x)} rows are left", "Give more rows of similar weight"))
+    few = Target(samples=x, names=side.names)
+    few.origin = side.origin
+    return few, said
+
+
+def read_side(text: str, form: str, chains: int | None, weights: str | None = None, **reading: Any) -> Any:
+    """Read one side of an estimate: a distribution such as ``Normal(0,1)``, or a file of samples, weighted or Markov chains.
+
+    Raises:
+        InputError: it can't be read, or it isn't a file of samples and has chains or weights.
     """
     from whichkl.problems.named import looks_named, named
     from whichkl.targets import Target
 
     if chains is not None and (looks_named(text) or form != "samples"):
         raise InputError(cannot(f"read `{text}` as chains", "it isn't a file of samples", "Leave the count of chains out"))
+    if weights is not None and (looks_named(text) or form != "samples"):
+        raise InputError(cannot(f"weight `{text}`", "it isn't a file of samples", "Leave the column of weights out"))
     if looks_named(text):
         return named(text)
     if form != "samples":
         return read_table(Path(text), **reading).values
+    w = _read_weights(Path(text), weights, "the column of weights", reading)
     with typed_options(tuple(reading)):
-        target = Target(samples=Path(text), chains=chains, **as_keywords(reading))
+        target = Target(samples=Path(text), chains=chains, weights=w, **as_keywords(reading))
     target.origin = read_origin(Path(text))
     return target

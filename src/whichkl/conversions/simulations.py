@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from whichkl._checks import InputError, cannot, check_finite, check_seed, quoted
 from whichkl.arrays import default_names, read_matrix, read_names
 from whichkl.conversions.simulations_origin import SimulationOrigin
 from whichkl.conversions.simulations_prior import parameter_names, read_prior
-from whichkl.conversions.simulations_weights import ProposalWeights
+from whichkl.conversions.simulations_weights import ProposalWeights, log_ratio
 from whichkl.goodness import Calibration, transform_calibration
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
@@ -109,6 +110,8 @@ class Simulations:
             names=self.names,
         )
         target.context_names = self.data_names
+        if self.proposal is not None:
+            target.log_ratio = partial(log_ratio, self.prior, self.proposal)
         target.origin = self._origin(kept, n, seed)
         return target
 
@@ -162,7 +165,8 @@ class Simulations:
         failed = ~self.data[:n].isfinite().all(1)
         left_out = [_on_failed(failed, self.parameters[:n], self.names)] if bool(failed.any()) else []
         p_value = None if law is None else _unlike_draws(self.parameters[:n], law, self.names, check_seed(seed))
-        doubts = []
+        doubts: list[str] = []
+        few = ""
         if p_value is not None and p_value[0] < _MAX_P_VALUE:
             doubts.append(
                 f"The parameters don't look like draws of the {source}: p = {p_value[0]:.1g} for {p_value[1]}, by Kolmogorov and "
@@ -170,7 +174,7 @@ class Simulations:
             )
         trust = [f"{len(x):,} simulations are used."]
         if w is not None:
-            said, doubt = w.described(kept)
+            said, doubt, few = w.described(kept)
             trust.append(said)
             left_out += w.left_out(n)
             doubts += [doubt] if doubt else []
@@ -184,8 +188,9 @@ class Simulations:
                 "observation x is unlike all simulations.",
             ),
             tuple(left_out),
-            " ".join([*doubts, *trust]),
-            reliable=not doubts,
+            " ".join(filter(None, [*doubts, few, *trust])),
+            reliable=not (doubts or few),
+            is_corrected=not doubts and self.proposal is not None,
             data=x,
         )
 

@@ -17,6 +17,8 @@ _PRIOR_DRAWS = 10_000
 """Draws of the prior at which the proposal's density is looked up."""
 _MAX_UNSEEN, _FACTOR = 0.01, 2.0
 """Largest share of the prior's draws whose weight may be more than this many times the largest weight of a simulation."""
+_OUTER_SHARE = 0.01
+"""The rows of the proposal with the least densities, as a share: a point with a smaller density is at the proposal's edge."""
 _MAX_ERRORS = 4.0
 """Largest distance of the mean weight from 1, in standard errors, besides `_MAX_UNSEEN`."""
 _MIN_SHARE, _ENOUGH = 0.1, 1_000
@@ -30,7 +32,7 @@ class ProposalWeights:
     log_weights: Float[Tensor, " n"]
     """−∞ where the prior is 0."""
     of_prior: Float[Tensor, " m"] | None
-    """None if the proposal can't be evaluated there."""
+    """At draws of the prior at the proposal's edge, where it may be too narrow; −∞ at others. None if it can't be evaluated."""
 
     @classmethod
     def of(cls, prior: Target, proposal: Target, theta: Float[Tensor, "n d"]) -> ProposalWeights:
@@ -56,7 +58,9 @@ class ProposalWeights:
             because = f"it lacks the prior's support: its density is 0 at {share:.2%} of the prior's draws, such as {example}"
             instead = "Simulate from the prior, or from a proposal that covers it"
             raise TargetError(cannot("use this `proposal`", because, instead))
-        return cls(_log_prob(prior, theta) - of_proposal, _log_prob(prior, drawn) - at_prior)
+        is_outer = at_prior < of_proposal.kthvalue(math.ceil(_OUTER_SHARE * len(theta))).values
+        of_prior = torch.where(is_outer, _log_prob(prior, drawn) - at_prior, -torch.inf)
+        return cls(_log_prob(prior, theta) - of_proposal, of_prior)
 
     @classmethod
     def of_log_densities(cls, prior: Target, given: Float[Tensor, "n 1"], theta: Float[Tensor, "n d"]) -> ProposalWeights:
@@ -74,22 +78,28 @@ class ProposalWeights:
         check_finite(torch.where(given == -torch.inf, 0.0, given), ("log density",), "log densities of the proposal")
         return cls(_log_prob(prior, theta) - _possible(given[:, 0], theta), None)
 
-    def described(self, kept: Tensor) -> tuple[str, str]:
-        """Return a sentence on the weights of the simulations that are used, and the doubt about them, if there is one."""
+    def described(self, kept: Tensor) -> tuple[str, str, str]:
+        """Return a sentence on the weights of the simulations that are used, and the doubts about them, empty if there are none.
+
+        The second doubt is that few simulations count, which holds for fits to the weighted simulations alone.
+        """
         logw = self.log_weights[kept]
         share = (logw - torch.logsumexp(logw, 0)).exp()
         n, ess, khat = len(logw), float(1 / share.square().sum()), pareto_smooth(logw)[1]
         shown = "below 0" if khat < 0 else f"{khat:.2f}"
         said = f"The weights prior/proposal leave {ess:,.0f} effective simulations of {n:,} (PSIS k̂ {shown})."
-        doubt = ""
-        if khat > khat_limit(n):
+        doubt = few = ""
+        is_bounded = self.of_prior is not None and float(self.of_prior.max()) <= float(logw.max()) + math.log(_FACTOR)
+        if khat > khat_limit(n) and not is_bounded:
             limit = f"PSIS k̂ of the weights is {shown}, above {khat_limit(n):.2f}"
             doubt = f"{limit}: the proposal is too narrow, and few simulations decide."
         elif narrow := self._too_narrow(float(logw.max())):
             doubt = narrow
-        elif ess < min(_MIN_SHARE * n, _ENOUGH):
-            doubt = f"Only {ess:,.0f} of {n:,} simulations count: the proposal is much wider than the prior."
-        return said, doubt
+        elif ess < min(_MIN_SHARE * n, _ENOUGH) or khat > khat_limit(n):
+            few = f"Only {ess:,.0f} of {n:,} simulations count: the proposal is much wider than the prior."
+            if self.of_prior is not None:
+                few += " Fit `Flow()` or another network, which learns from all of them; a fit of another family is unreliable."
+        return said, doubt, few
 
     def _too_narrow(self, most: float) -> str:
         """Return the doubt that mass of the prior has no simulations; empty if there is none.
@@ -116,6 +126,12 @@ class ProposalWeights:
         return [said] if count else []
 
 
+def log_ratio(prior: Target, proposal: Target, theta: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return log prior/proposal; −∞ where either density is 0, since the proposal draws nothing there."""
+    of_prior, of_proposal = _log_prob(prior, theta), _log_prob(proposal, theta)
+    return torch.where(of_proposal > -torch.inf, of_prior - of_proposal, -torch.inf)
+
+
 def _possible(log_densities: Float[Tensor, " n"], theta: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Refuse parameters that the proposal can't have drawn."""
     impossible = log_densities == -torch.inf
@@ -129,7 +145,7 @@ def _possible(log_densities: Float[Tensor, " n"], theta: Float[Tensor, "n d"]) -
 
 def _log_prob(law: Target, theta: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Evaluate a density at parameters, in its own dtype."""
-    return law.log_prob(theta.to(law.dtype)).detach().to(torch.float64)
+    return law.log_prob(theta.to(law.device, law.dtype)).detach().to(theta.device, torch.float64)
 
 
 def _at(theta: Float[Tensor, " d"]) -> str:

@@ -13,7 +13,6 @@ from whichkl.diagnostics.suggestions import preferred
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Mixture, simpler
 from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit, shown_khat
-from whichkl.targets.origin import Origin
 
 MAX_KL = 0.1
 """Largest KL, in nats, from a family that is large enough."""
@@ -210,7 +209,7 @@ FINDINGS: dict[str, Finding] = {
         "Try {richer}, or give more rows.",
     ),
     "target_in_doubt": Finding(
-        lambda e: isinstance(e.fit.target.origin, Origin) and not e.fit.target.origin.reliable,
+        lambda e: e.fit.doubted_origin is not None,
         "What the target was converted from can't carry a conclusion: `print(target)` reports why.",
         "Collect more of it, or better.",
     ),

@@ -31,7 +31,6 @@ from whichkl.goodness import MAX_ROWS_COMPARED, MAX_ROWS_RANKED, transform_calib
 from whichkl.objectives import UpTo
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
-from whichkl.targets.origin import Origin
 
 Draws = Float[Tensor, "n d"] | None
 _ROWS_COMPARED, _ROWS_RANKED = 2_000, 5_000
@@ -74,8 +73,8 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
         value = replace(value, reliable=False, notes=(*value.notes, fit.chains_apart))
     if fit.masses:
         value = replace(value, reliable=False, notes=(*value.notes, f"{fit.masses}, where no density has mass"))
-    if isinstance(target.origin, Origin) and not target.origin.reliable:
-        value = replace(value, reliable=False, notes=(*value.notes, target.origin.trust))
+    if origin := fit.doubted_origin:
+        value = replace(value, reliable=False, notes=(*value.notes, origin.trust))
     if objective.direction == "forward" and getattr(solution.best.model, "is_bound", False):
         note = "only a lower bound of the model's log density is known, so this is an upper bound of the cross-entropy"
         value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))

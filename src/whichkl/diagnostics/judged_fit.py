@@ -18,6 +18,7 @@ from whichkl.solvers import Solution, Solver
 from whichkl.solvers.resolve import Curve
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
+from whichkl.targets.origin import Origin
 
 Found = TypeVar("Found")
 Otherwise = TypeVar("Otherwise")
@@ -81,6 +82,14 @@ class JudgedFit:
     measured: Measured = field(default_factory=Measured)
     left_out: list[str] = field(default_factory=list)
     """What was measured with less than there is, so that judging costs no more than the fit."""
+
+    @property
+    def doubted_origin(self) -> Origin | None:
+        """What the target was converted from, if it can't carry a conclusion about this model."""
+        origin = self.target.origin
+        if not isinstance(origin, Origin) or origin.reliable or (origin.is_corrected and self.solution.corrects_weights):
+            return None
+        return origin
 
     @cached_property
     def chains_apart(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl.distributions import draws_of, log_prob_of_rows
+from whichkl.importance import stays_by_weight
 from whichkl.process.seeds import seeded
 
 
@@ -34,9 +35,7 @@ def equal_rows(
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(x), generator=generator, device="cpu")
     if w is not None:
-        weight = w.detach().to("cpu", torch.float64)
-        chance = torch.rand(len(x), generator=generator, dtype=torch.float64, device="cpu")
-        rows = rows[(chance * float(weight.amax()) < weight)[rows]]
+        rows = rows[stays_by_weight(w, generator)[rows]]
     rows = rows[:most].sort().values
     return x[rows], None if context is None else context[rows]
 

@@ -126,6 +126,7 @@ def transform_calibration(
     names: Sequence[str],
     seed: int = 0,
     most: int = MAX_ROWS_RANKED,
+    draws: int = _CONDITIONAL_DRAWS,
 ) -> Calibration:
     """Compare u = F_q(x) of unseen rows with uniform numbers, column by column and for all columns together.
 
@@ -141,6 +142,7 @@ def transform_calibration(
         names: the d column names.
         seed: for draws, ties and the choice of rows.
         most: largest number of rows that are used, up to 20,000.
+        draws: number of draws of a conditional model, over all rows; each row has 20 to 200.
 
     Source: Dawid (1984); randomised ranks: Czado, Gneiting & Held (2009); ranks of log q: Hyndman (1996), Gneiting et al. (2008).
 
@@ -159,7 +161,8 @@ def transform_calibration(
         u = _exact(law, x)
         if u is None and context is None:
             x = x[:: -(-len(x) // _MAX_RANKED_ROWS)]
-        return _judged(x, _transforms(law, x, u, seed, has_own_draws=context is not None), names)
+        own = 0 if context is None else max(20, min(200, draws // len(x)))
+        return _judged(x, _transforms(law, x, u, seed, own), names)
     except Unable as error:
         return Calibration((), reason=str(error))
 
@@ -197,22 +200,16 @@ def _judged(x: Tensor, u: _Transforms, names: Sequence[str]) -> Calibration:
     return Calibration(tuple(columns), n, min(one.p_value for one in columns), tuple(notes))
 
 
-def _transforms(law: Any, x: Tensor, u: Tensor | None, seed: int, *, has_own_draws: bool) -> _Transforms:
+def _transforms(law: Any, x: Tensor, u: Tensor | None, seed: int, own: int) -> _Transforms:
     """Rank rows among draws, and their log densities; columns with a closed form are taken as they are.
 
     All rows of a single law are ranked among the same draws, so that ranks vary with the draws, too. Each row of a conditional
-    law is ranked among draws of its own.
+    law is ranked among `own` draws of its own.
     """
     n, d = x.shape
     if u is not None and d == 1:
         return _Transforms(u, True, None, n)
-    shape = (
-        max(20, min(200, _CONDITIONAL_DRAWS // n))
-        if has_own_draws
-        else _MAX_RANKED_ROWS
-        if u is None
-        else max(_MIN_DRAWS, min(_MAX_DRAWS, _DRAWS_PER_ROW * n))
-    )
+    shape = own if own else _MAX_RANKED_ROWS if u is None else max(_MIN_DRAWS, min(_MAX_DRAWS, _DRAWS_PER_ROW * n))
     try:
         draws = drawn(law, (shape,), d, seed + 1)
     except Unable as error:
@@ -220,20 +217,20 @@ def _transforms(law: Any, x: Tensor, u: Tensor | None, seed: int, *, has_own_dra
     generator, joint, missing = torch.Generator().manual_seed(seed + 2), None, ""
     if u is not None:
         columns = u
-    elif has_own_draws:
+    elif own:
         columns = _rank_in_own(x, draws, generator)
     else:
         columns = torch.stack([_rank(x[:, j], draws[:, j], generator) for j in range(d)], 1)
     if d > 1:
         try:
-            if has_own_draws:
+            if own:
                 both = log_density(law, torch.cat([x[None], draws]))
                 joint = _rank_in_own(both[0], both[1:], generator)
             else:
                 joint = _rank(log_density(law, x), log_density(law, draws), generator)
         except Unable as error:
             missing = str(error)
-    effective = n if has_own_draws else round(n * len(draws) / (n + len(draws)))
+    effective = n if own else round(n * len(draws) / (n + len(draws)))
     return _Transforms(columns, u is not None, joint, effective, missing)
 
 

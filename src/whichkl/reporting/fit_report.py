@@ -46,7 +46,9 @@ _NO_ROWS = (
 def fit_page(fit: Fit) -> Page:
     """Return the report of a fit."""
     objective, rows = fit.objective, rows_section(fit)
-    advice = Section("Why this direction", "What the access to the target allows.", (Block.listing(str(fit.advice)),))
+    advice = Section(
+        "Why this direction", "What the access to the target allows.", (Block.listing(str(fit.advice).replace("`", "")),)
+    )
     sections = [verdict_section(fit), *([] if rows is None else [rows]), *_origin(fit), _evidence(fit), advice]
     sections.append(_configuration(fit))
     what = _DIRECTIONS.get(objective.name, f"{objective.spec}, {objective.formula}: {objective.character}.")
@@ -56,7 +58,7 @@ def fit_page(fit: Fit) -> Page:
 def finding_blocks(fit: Fit) -> list[Block]:
     """Return a warning for each finding, or one block that there are none."""
     named = zip(sorted(fit.findings), fit.explanations, strict=True)
-    blocks = [Block.warning(text.replace("`", ""), name.replace("_", " ")) for name, text in named]
+    blocks = [Block.warning(text, name.replace("_", " ")) for name, text in named]
     return blocks or [Block.finding("No check that this access allows speaks against this fit.", "No findings")]
 
 
@@ -76,7 +78,7 @@ def summary_block(summary: Summary) -> Block:
     """Return the first rows of a fit's table."""
     more = f" The first {MAX_ROWS} of {len(summary.rows):,} rows." if len(summary.rows) > MAX_ROWS else ""
     heads = [head.replace(" ", "\u00a0") for head in summary.heads]  # on one line each
-    return Block.table(("", *heads), summary.cells(MAX_ROWS), " ".join(summary.notes).replace("`", "") + more)
+    return Block.table(("", *heads), summary.cells(MAX_ROWS), " ".join(summary.notes) + more)
 
 
 def _caption(fit: Fit) -> str:

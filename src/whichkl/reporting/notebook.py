@@ -23,7 +23,7 @@ from whichkl.reporting.dispatch import scores_section
 from whichkl.reporting.fit_report import summary_block
 from whichkl.reporting.fit_report import verdict_section as fit_verdict
 from whichkl.reporting.language_report import held_out_section, language_verdict, sequence_section
-from whichkl.reporting.page import Block, Section, chart_json, html_table, html_text, plotly_script
+from whichkl.reporting.page import Block, Section, chart_json, html_prose, html_table, html_text, plotly_script
 from whichkl.reporting.study_report import verdict_section as study_verdict
 from whichkl.reporting.study_tables import arms_shown, scorecard_tables
 from whichkl.study import Study
@@ -38,7 +38,7 @@ def html_of(result: Any) -> str:
     In a notebook the first picture contains Plotly's script, and later ones use it.
     """
     section = _section(result)
-    lead = [f'<p class="lead">{html_text(section.lead)}</p>'] if section.lead else []
+    lead = [f'<p class="lead">{html_prose(section.lead)}</p>'] if section.lead else []
     parts = [*lead, *map(_block, section.blocks)]
     style = f"<style>{(files('whichkl.reporting') / 'notebook.css').read_text()}</style>"
     script = _plotly() if any(block.figures for block in section.blocks) else ""
@@ -106,16 +106,16 @@ def _estimate(one: Estimate) -> Section:
 
 def _block(block: Block) -> str:
     if block.kind == "table":
-        caption = f'<p class="small">{html_text(block.text)}</p>' if block.text else ""
+        caption = f'<p class="small">{html_prose(block.text)}</p>' if block.text else ""
         return f'<div class="scroll">{html_table(block)}</div>{caption}'
     if block.kind in ("finding", "warning"):
-        return f'<p class="{block.kind}"><b>{html_text(block.label)}</b>: {html_text(block.text)}</p>'
+        return f'<p class="{block.kind}"><b>{html_text(block.label)}</b>: {html_prose(block.text)}</p>'
     if block.kind in ("chart", "charts"):
         boxes = "".join(map(_chart, block.figures))
         grid = f'<div class="grid">{boxes}</div>' if len(block.figures) > 1 else boxes
-        return f'{grid}<p class="small">{html_text(block.text)}</p>'
+        return f'{grid}<p class="small">{html_prose(block.text)}</p>'
     tag = "pre" if block.kind == "listing" else "p"
-    return f"<{tag}>{html_text(block.text)}</{tag}>"
+    return f"<{tag}>{html_prose(block.text)}</{tag}>"
 
 
 def _chart(figure: Any) -> str:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ _MAX_CONFIGURATION = 100_000
 """Most characters of a configuration that a page shows."""
 _MAX_NUMBER_LENGTH = 24
 """A table's column with a longer cell holds sentences."""
+_CODE = re.compile(r"`([^`\n]+)`")
+_CODE_WITHOUT_MARKUP = re.compile(r"`([^`\n<>&|]+)`")
 _MARKS = re.compile(r"([\\`*_\[\]|~])")
 
 
@@ -151,6 +154,7 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         style=safe((here / "page.css").read_text()),
         plotly=safe(plotly_script()),
         table=lambda block: safe(html_table(block)),
+        prose=lambda text: safe(html_prose(text)),
         script=safe((here / "page.js").read_text()),
     )
     write_whole(Path(path), text.encode(), is_own=is_report)
@@ -180,6 +184,15 @@ def html_text(text: str) -> str:
     return html.escape(printable(text))
 
 
+def html_prose(text: str) -> str:
+    """Escape a sentence, and set what is between backticks as code.
+
+    >>> html_prose("Try `fit.check()` if a < b.")
+    'Try <code>fit.check()</code> if a &lt; b.'
+    """
+    return _CODE.sub(r"<code>\1</code>", html_text(text))
+
+
 def html_table(block: Block) -> str:
     """Return a table as HTML, whose rows become cards on a narrow screen if columns hold sentences."""
     sentences = block.words
@@ -189,7 +202,7 @@ def html_table(block: Block) -> str:
         for i, cell in enumerate(cells):
             name, where = ("th", f' scope="{scope}"') if i == 0 or tag == "th" else (tag, "")
             words, label = ' class="words"' if i in sentences else "", html_text(block.columns[i])
-            parts.append(f'<{name}{where}{words} data-label="{label}">{html_text(cell)}</{name}>')
+            parts.append(f'<{name}{where}{words} data-label="{label}">{html_prose(cell)}</{name}>')
         return f"<tr>{''.join(parts)}</tr>"
 
     body = "".join(row(cells, "td", "row") for cells in block.rows)
@@ -236,5 +249,12 @@ def _block(block: Block) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape markup of Markdown and HTML; a line stays one line."""
-    return _MARKS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    r"""Escape markup of Markdown and HTML, except code between backticks; a line stays one line.
+
+    >>> _text("try `a_b` for a_b")
+    'try `a_b` for a\\_b'
+    """
+    parts = _CODE_WITHOUT_MARKUP.split(" ".join(text.split()))
+    plain_parts = [_MARKS.sub(r"\\\1", html.escape(one, quote=False)) for one in parts[::2]]
+    codes = [f"`{one}`" for one in parts[1::2]]
+    return "".join(one for pair in zip_longest(plain_parts, codes, fillvalue="") for one in pair)

@@ -75,6 +75,8 @@ class Solution:
     """The forward KL of the best optimum on unseen points, where the solver found these by p's density."""
     log_z: Estimate | None = None
     """Log of p's normaliser by the same points."""
+    corrects_weights: bool = False
+    """Whether all rows were used, and the model's own draws corrected for their weights."""
     family: Family | None = None
     """The family that was fitted, where the solver chose what the family leaves to the data."""
     curve: Any = None

@@ -56,6 +56,7 @@ def free_target(p: Target) -> Target:
         free.density.place, free.density.liveness.source = bijection.forward, p.density.liveness
         free.density.probe = free.density.probe.to(p.density.probe.dtype)
     free.repeats = p.repeats
+    free.log_ratio = None if p.log_ratio is None else partial(_of_free, p.log_ratio, bijection)
     free.known_modes = None if p.known_modes is None else bijection.inverse(p.known_modes)
     free.law = p.law if p.free_law is not None else None
     carried = [LightPart(weight, bijection.inverse(x)) for weight, x in p.light_parts]
@@ -63,6 +64,11 @@ def free_target(p: Target) -> Target:
     free.context, free.context_names, free.scalar = p.context, p.context_names, p.scalar
     free.evaluations, inner.evaluations = p.evaluations, Evaluations()  # the free target counts the calls already
     return free
+
+
+def _of_free(function: Callable[[Tensor], Tensor], bijection: Bijection, u: Float[Tensor, "n k"]) -> Tensor:
+    """Return a function of x = T(u)."""
+    return function(bijection.forward(u))
 
 
 def _free_functions(p: Target) -> tuple[Function | None, Function | None]:

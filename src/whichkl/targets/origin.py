@@ -36,6 +36,8 @@ class Origin:
     """How far to trust the target, with the numbers that say so."""
     reliable: bool = True
     """False if what was converted can't carry a conclusion; every value of a fit is then unreliable."""
+    is_corrected: bool = False
+    """Whether it is unreliable for fits to the weighted rows alone: networks learn from all rows, and correct their draws."""
     up_to: Literal["temperature"] | None = None
     """The constant that can't be known and that every value rests on, if there is one."""
     log_z_stderr: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, reduce
 from typing import Any
 
@@ -118,6 +118,8 @@ class Target:
         """The model that this is the posterior of, with its own names and shapes; or what `convert` made it of."""
         self.law: Distribution | None = None
         """The torch distribution that this target is of, in float64; its free coordinates keep digits that x loses."""
+        self.log_ratio: Callable[[Tensor], Tensor] | None = None
+        """The log weight of a row as a function of y, where it is known: log prior/proposal of a simulator's parameters."""
         self.known_modes: Tensor | None = None
         """Points (k, d) at modes that were found before, the heaviest first, from which searches start too."""
         self.repeats: Repeats | None = None
@@ -323,7 +325,9 @@ class Target:
         Raises:
             TypeError: it has none in memory.
         """
-        return Target(**remaining(self, rows))
+        others = Target(**remaining(self, rows))
+        others.log_ratio = self.log_ratio
+        return others
 
     def __repr__(self) -> str:
         size = "" if self.samples is None else f", n={len(self.samples)}"

@@ -17,7 +17,7 @@ from whichkl.chains import FEWEST, standard_error
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import IntegralDivergence, WeightedKLs
-from whichkl.importance import doubt_of_mean, doubt_of_weights, pareto_smooth, tail_shape
+from whichkl.importance import doubt_of_mean, doubt_of_weights, pareto_smooth, stays_by_weight, tail_shape
 from whichkl.targets import Target
 
 UpTo = Literal["log_z", "entropy_p"] | None
@@ -25,6 +25,8 @@ Place = Callable[[Bool[Tensor, " n"]], str]
 """Describes where the marked rows lie."""
 _MAX_STDERR_WITH_HEAVY_TAIL = 0.005
 """Nats: with a larger standard error, a heavy tail makes an estimate unreliable."""
+_HEAVY = 0.5
+"""k̂ from which on the variance may be infinite."""
 _MIN_DRAWS_FOR_KHAT = 30
 """Fewest draws for a useful k̂: with fewer normal draws, one fit in twenty has a k̂ above 1."""
 _MIN_DRAWS_OF_OTHER_SIDE = 20_000
@@ -70,7 +72,9 @@ def cross_entropy(
     """E_p[−log q] = KL(p‖q) + H(p) from −log q at draws of p that q wasn't fitted on, with their weights or chains if any.
 
     With `groups`, numbers that equal draws share, the error is that of their sums (Liang & Zeger, 1986), and `n` counts groups.
-    With weights, the tail is that of weight times loss, about the mean; weights of a heavy tail make the mean unreliable.
+    With weights, k̂ is the smaller one of two: that of weight times loss, about the mean, which is often too large if both grow
+    together; and the sum of the weights' k̂ and the loss's, at rows of equal weight, since exponents of tails add. Weights of a
+    heavy tail make the mean unreliable.
     """
     is_finite = bool(loss.isfinite().all())
     if weights is None or not is_finite:
@@ -83,7 +87,8 @@ def cross_entropy(
     else:
         mean = w @ loss
         share = w * (loss - mean)  # of each row in the error, so that its tail is the one that counts
-        found = mean_log_ratio("forward_kl", mean + len(loss) * share, "entropy_p", method)
+        stays = stays_by_weight(w, torch.Generator().manual_seed(2**40)).to(loss.device)
+        found = mean_log_ratio("forward_kl", mean + len(loss) * share, "entropy_p", method, parts=(loss[stays], w.log()))
         stderr = float(share.square().sum().sqrt())
         found = replace(found, value=float(mean), stderr=stderr, method=method, ess=float(1 / w.square().sum()))
     doubt = doubt_of_weights(w)
@@ -241,11 +246,13 @@ def mean_log_ratio(
     elsewhere: Callable[[int], Float[Tensor, " m"]] | None = None,
     chains: Int[Tensor, " n"] | None = None,
     place: Place | None = None,
+    parts: tuple[Tensor, Tensor] | None = None,
 ) -> Estimate:
     """Return the mean and standard error of a log ratio, with the tail shape that shows whether its variance is finite.
 
     With the ratio at draws of the other side, `elsewhere`, a control variate is tried; with `chains` the error is that of the
-    effective draws; `place` describes where the draws lie that make it infinite.
+    effective draws; `place` describes where the draws lie that make it infinite. With `parts`, numbers and log weights
+    of which the terms are products, the sum of their k̂ counts if it is smaller.
     """
     log_ratio = log_ratio.detach().to(torch.float64)
     n = len(log_ratio)
@@ -268,9 +275,11 @@ def mean_log_ratio(
     if spread < 1e-9:
         khat = -math.inf
     elif n >= _MIN_DRAWS_FOR_KHAT:
-        khat = max(tail_shape(log_ratio), tail_shape(-log_ratio))
+        khat = _two_sided_khat(log_ratio)
+        if khat >= _HEAVY and parts is not None and len(parts[0]) >= _MIN_DRAWS_FOR_KHAT:
+            khat = min(khat, _two_sided_khat(parts[0]) + max(0.0, pareto_smooth(parts[1])[1]))
     notes = few
-    if (khat is None or khat >= 0.5) and stderr > _MAX_STDERR_WITH_HEAVY_TAIL:
+    if (khat is None or khat >= _HEAVY) and stderr > _MAX_STDERR_WITH_HEAVY_TAIL:
         if khat is None:
             tail = f"{n} draw{'s are' if n > 1 else ' is'} too few to tell how heavy the tail of the log ratio is"
         else:
@@ -278,6 +287,11 @@ def mean_log_ratio(
         notes = (tail, *few)
     value = float(terms.mean())
     return Estimate(quantity, value, stderr, up_to, method=method, n=n, ess=ess, khat=khat, reliable=not notes, notes=notes)
+
+
+def _two_sided_khat(values: Float[Tensor, " n"]) -> float:
+    """Return k̂ of the heavier tail."""
+    return max(tail_shape(values), tail_shape(-values))
 
 
 def control_variate(

@@ -36,6 +36,8 @@ _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
 _MAX_SHARE_OF_SUBTRACTED_BIAS = 0.5
 """Share of the divergence up to which a bias may be subtracted."""
+_MAX_MEAN_RATIO = 20.0
+"""Mean of p/q over rows of q above which ℓ is wrong: the true ratio's mean exceeds it with a chance of at most 1/20 (Markov)."""
 _MAX_ERRORS_OF_SHAPE = 4.0
 """Standard errors by which the skewness or kurtosis of rows that look Gaussian may differ from a Gaussian's."""
 _MAX_SHARE_OF_FINER_FEATURES = 1 / 3
@@ -130,7 +132,7 @@ def _with_error(
     if min(n, len(z) - n) < MIN_ROWS_FOR_ERROR:
         wrong.append(f"error bars need {MIN_ROWS_FOR_ERROR} rows, and there are {min(n, len(z) - n)}")
     # E_q[p/q] = E_p[q/p] = 1 for the true ratio: two checks that need no other estimate.
-    off = any(not abs(mean - 1) <= max(3 * error, _LARGE_SHARE) for mean, error in sides)
+    off = any(not abs(mean - 1) <= max(3 * error, _LARGE_SHARE) or mean > _MAX_MEAN_RATIO for mean, error in sides)
     because = [": no small part of this value" if one else "" for one in large]
     shape = "has finer features too" if fine else "is taken to be quadratic in the columns"
     notes = [

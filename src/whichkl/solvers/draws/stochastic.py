@@ -16,6 +16,7 @@ from whichkl.objectives import Direction
 from whichkl.process.seeds import seeded
 from whichkl.solvers.descent import grouped, warm_cosine
 from whichkl.solvers.draws.batches import Data, data_of, generator_for
+from whichkl.solvers.draws.proposal_correction import train_from_proposal, wastes_rows
 from whichkl.solvers.draws.training import Criterion, Likelihood, Training
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, check_counts, check_positive
 from whichkl.solvers.work import QUIET, Work
@@ -92,6 +93,12 @@ class Stochastic(Solver):
         return replace(self, steps=max(1, self.steps // 4), epochs=epochs)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
+        """Train on p's rows; if few of these count by their weights, see `proposal_correction`."""
+        if wastes_rows(target):
+            return train_from_proposal(self, target, family, seed, work, stride)
+        return self.train(target, family, seed, work, stride)
+
+    def train(self, target: Target, family: Family, seed: int, work: Work, stride: int) -> Solution:
         """Train on p's rows, and return the weights with the least loss on the validation rows."""
         if not isinstance(family, NetworkFamily):
             raise TypeError(family)
