@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from whichkl._checks import InputError, missing_extra
 from whichkl.commands import exits
 
@@ -12,7 +14,10 @@ def main() -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
-    exits.run(_command)
+    try:
+        exits.run(_command)
+    finally:
+        gc.freeze()  # the process ends: walking through all of torch's objects once more would take half a second
 
 
 def _command() -> None:

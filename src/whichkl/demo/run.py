@@ -41,6 +41,8 @@ _SEEDS = 6
 """The smallest number of seeds that a verdict needs."""
 _PAIRS = 600
 """Comparisons of two points each."""
+_POINTS = 100
+"""Points that carry the process in the model of the comparisons; on the line half of the default is enough."""
 _SHIFT = 7.0
 """Added to log p, which is then unnormalised."""
 
@@ -198,7 +200,7 @@ def _converted() -> Converted:
     a, b = 14 * torch.rand(2, _PAIRS, 1, generator=generator, dtype=torch.float64, device="cpu") - 7
     chance = torch.sigmoid(p.log_prob(a) - p.log_prob(b))
     is_first = (torch.rand(_PAIRS, generator=generator, dtype=torch.float64, device="cpu") < chance)[:, None]
-    found = convert(Comparisons(winners=torch.where(is_first, a, b), losers=torch.where(is_first, b, a)))
+    found = convert(Comparisons(winners=torch.where(is_first, a, b), losers=torch.where(is_first, b, a)), n=_POINTS)
     return Converted(advise(Target(dim=2)), found, estimate(p=law, q=found), _PAIRS)
 
 

@@ -32,8 +32,9 @@ _MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER = 8_000, 5
 """Number of rows on which the starts are tried, or rows per parameter if that is more, up to `_MAX_ROWS_OF_SAMPLE`."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
-_ITERATIONS_OF_STARTS, _ITERATIONS_OF_NEIGHBOURS = 21, 6
-"""Iterations after which starts are compared: those drawn from the rows, and those near another mixture."""
+_ITERATIONS_OF_STARTS, _ITERATIONS_OF_OTHERS, _ITERATIONS_OF_NEIGHBOURS = 21, 12, 6
+"""Iterations after which starts are compared: those drawn from the rows, the same for a comparison with another model, and those
+near that model."""
 _ITERATIONS_OF_CYCLE, _KEPT_AFTER_CYCLES = 3, (5, 3, 3, 3)
 """Iterations of a cycle, and how many of ten splits and mergers stay after each: most are far behind after the first."""
 _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
@@ -116,7 +117,8 @@ class ExpectationMaximization(Solver):
         near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
         state, climbs, moved = first, [], 0
         if len(first.probs) > 1 or not is_near:
-            limit = min(_ITERATIONS_OF_NEIGHBOURS if is_near else _ITERATIONS_OF_STARTS, self.max_iterations)
+            limit = _ITERATIONS_OF_NEIGHBOURS if is_near else _ITERATIONS_OF_OTHERS if self.neighbour else _ITERATIONS_OF_STARTS
+            limit = min(limit, self.max_iterations)
             climbs.append(replace(self, max_iterations=limit)._climb(few, frame, first, near, work, "starts"))
             finalists = min(2 if self.moves else 1, len(first.probs))
             state = climbs[0].state.take(climbs[0].likelihood.topk(finalists).indices)
