@@ -476,7 +476,7 @@ def test_matrices_in_batches_are_not_factorised_by_lu():
     assert left == {
         "diagnostics/columns.py": ["slogdet"],
         "diagnostics/weights.py": ["solve", "logdet", "logdet", "logdet"],
-        "divergences/exact/boxes.py": ["solve", "solve"],
+        "divergences/exact/charts.py": ["solve", "solve"],
         "divergences/exact/gaussians.py": ["inv"],
         "divergences/exact/line_distances.py": ["solve"],
         "families/linear_gaussian.py": ["solve"],
