@@ -208,7 +208,7 @@ class ExpectationMaximization(Solver):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             update = partial(frame.update, rows, torch.float32 if single else torch.float64)
             allowed = max(tolerance, _COARSE) if single else tolerance
-            settled = allowed * _SETTLED if climb.iterations else -math.inf
+            settled = allowed * _SETTLED if climb.iterations and allowed >= _COARSE else -math.inf  # not on a quadrature rule
             here, likelihood, state, steps = squarem_cycle(climb.state, update, climb.likelihood, settled)
             gain = float((likelihood - (here if steps > 1 else climb.likelihood)).max())
             small = 2 if steps == 1 else climb.small + 1 if gain < allowed / 10 else 0
