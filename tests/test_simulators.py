@@ -579,3 +579,22 @@ def test_a_regression_with_few_rows_or_far_ones_stays_tame():
     assert Regression.of(y, torch.zeros(30, 1_001, dtype=DTYPE), torch.ones(30)) is None
     far = replace(found, slope=torch.ones(1, 1, dtype=DTYPE)).features(torch.tensor([[1e6]], dtype=DTYPE))
     assert float(far) == 4.0
+
+
+def test_laws_and_columns_are_matched_by_name():
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(300, 2, generator=generator, dtype=DTYPE) * torch.tensor([1.1, 1.4], dtype=DTYPE)
+    x, law = (
+        theta + torch.randn(300, 2, generator=generator, dtype=DTYPE),
+        lambda sd: Normal(torch.zeros((), dtype=DTYPE), sd),
+    )
+    prior, proposal = {"a": law(1.0), "b": law(1.0)}, {"a": law(1.1), "b": law(1.4)}
+    swapped = pd.DataFrame(theta.numpy()[:, ::-1], columns=["b", "a"])
+    straight = wk.Simulations(prior=prior, parameters=theta, data=x, proposal=proposal)
+    for other in ({"proposal": dict(reversed(proposal.items()))}, {"parameters": swapped, "proposal": proposal}):
+        found = wk.Simulations(**{"prior": prior, "parameters": theta, "data": x, **other})
+        assert torch.equal(found.parameters, theta) and torch.equal(found.weights.log_weights, straight.weights.log_weights)
+    named = pd.DataFrame(theta.numpy(), columns=["u", "v"])
+    for wrong in ({"proposal": {"u": law(1.1), "v": law(1.4)}}, {"proposal": {"a": law(1.1)}}, {"parameters": named}):
+        with pytest.raises(wk.InputError, match="those of the parameters `a`, `b`. Give each parameter under its name"):
+            wk.Simulations(**{"prior": prior, "parameters": theta, "data": x, **wrong})

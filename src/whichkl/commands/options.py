@@ -176,6 +176,9 @@ def _read_weights(samples: Path, column: str | None, option: str, reading: dict[
     if samples.is_dir():
         because = "a folder is read in parts, and weights need all rows in memory"
         raise InputError(cannot(f"use `{option}`", because, "Name one file"))
+    if column in listed(reading.get("columns") or ()):
+        because = "it holds the weights of the rows"
+        raise InputError(cannot(f"use the column `{column}` as data", because, "Leave it out of `--columns`, or drop it"))
     if reading.get("columns") is None:
         reading["drop"] = [*(reading.get("drop") or ()), _joined([column])]
     return read_table(samples, columns=[_joined([column])], thousands=reading.get("thousands")).values[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_finite, check_seed, quoted
 from whichkl.arrays import default_names, read_matrix, read_names
 from whichkl.conversions.simulations_origin import SimulationOrigin
-from whichkl.conversions.simulations_prior import parameter_names, read_prior
+from whichkl.conversions.simulations_prior import order_of, parameter_names, read_prior
 from whichkl.conversions.simulations_weights import ProposalWeights, log_ratio
 from whichkl.goodness import Calibration, transform_calibration
 from whichkl.process.torch_modes import plain_modes
@@ -59,11 +60,14 @@ class Simulations:
     def __init__(self, *, prior: Any, parameters: Any, data: Any, proposal: Any = None) -> None:
         self.prior = read_prior(prior)
         is_evaluated = isinstance(proposal, (Tensor, np.ndarray)) or hasattr(proposal, "to_numpy")
-        self.proposal = None if proposal is None or is_evaluated else read_prior(proposal, "proposal", samples=False)
         theta = read_matrix(parameters, torch.float64, self.prior.device, "parameters")
         x = read_matrix(data, torch.float64, self.prior.device, "data")
         given = read_names(None, parameters, theta.shape[1])
-        self.names = parameter_names(self.prior) if given == default_names(len(given)) else given
+        own = parameter_names(self.prior)
+        has_names = given != default_names(len(given))
+        if has_names and isinstance(prior, Mapping) and len(given) == len(own):
+            theta = theta[:, order_of(given, own, "use these `parameters`")]  # a table's columns come by name
+        self.names = given if has_names and not isinstance(prior, Mapping) else own
         self.data_names = read_names(None, data, x.shape[1])
         if theta.shape[1] != self.prior.dim:
             because = f"the parameters have {theta.shape[1]} columns, and the prior has {self.prior.dim}"
@@ -72,6 +76,8 @@ class Simulations:
             because = f"there are {len(theta):,} rows of parameters and {len(x):,} rows of data"
             raise InputError(cannot("use these simulations", because, "Give one row of data per row of parameters"))
         check_finite(theta, self.names, "parameters")
+        is_law = proposal is not None and not is_evaluated
+        self.proposal = read_prior(proposal, "proposal", samples=False, names=self.names) if is_law else None
         self.parameters, self.data = theta, x
         self.called = ""
         """How the simulator was called, if it was called here."""

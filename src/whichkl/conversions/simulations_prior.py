@@ -17,7 +17,7 @@ from whichkl.arrays import default_names
 from whichkl.targets import Target
 
 
-def read_prior(given: Any, what: str = "prior", *, samples: bool = True) -> Target:
+def read_prior(given: Any, what: str = "prior", *, samples: bool = True, names: Sequence[str] | None = None) -> Target:
     """Return a distribution of parameters as a target.
 
     Args:
@@ -25,6 +25,7 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True) -> Targ
             laws, in a list or in a dict by their names.
         what: its argument.
         samples: whether it must have a sampler.
+        names: the parameters; laws in a dict are brought into this order.
 
     Raises:
         InputError: it is none of these, is discrete, or can't be sampled.
@@ -38,6 +39,12 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True) -> Targ
         given = Independent(given, 1)
     if isinstance(given, Mapping):
         target = _joint([*given.values()], [str(name) for name in given], do)
+        if names is not None and target.names != tuple(names):
+            order = order_of(target.names, names, do)  # each law of several parameters keeps its place
+            if target.dim > len(given):
+                raise InputError(cannot(do, f"its parameters are {quoted(target.names)}", f"Give them as {quoted(names)}"))
+            laws = [*given.values()]
+            target = _joint([laws[i] for i in order], names, do)
     elif isinstance(given, (list, tuple)) and given and all(isinstance(one, (Distribution, Target)) for one in given):
         target = _joint(given, None, do)
     elif isinstance(given, (Distribution, Target)):
@@ -54,6 +61,18 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True) -> Targ
         instead = "Give a torch Distribution, or a Target with `sampler=`"
         raise InputError(cannot(do, f"it has only {target.access.label}, and its draws are needed", instead))
     return target
+
+
+def order_of(found: Sequence[str], names: Sequence[str], do: str) -> list[int]:
+    """Return the places of these names among those that were found.
+
+    Raises:
+        InputError: they aren't the same names.
+    """
+    if sorted(found) != sorted(names):
+        because = f"the names are {quoted(found)}, and those of the parameters {quoted(names)}"
+        raise InputError(cannot(do, because, "Give each parameter under its name"))
+    return [list(found).index(name) for name in names]
 
 
 def parameter_names(prior: Target) -> tuple[str, ...]:

@@ -45,10 +45,11 @@ class Origin:
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """What is shown, in order: (heading, sentence)."""
+        """What is shown, in order: (heading, sentence); what can't be relied on begins with that."""
         parts = (("assumed", self.assumed), ("can't be known", self.unknown), ("left out", self.left_out))
         rows = [(name, sentence) for name, sentences in parts for sentence in sentences]
-        return rows + ([("trust", self.trust)] if self.trust else [])
+        trust = [("trust" if self.reliable else "not reliable", self.trust)] if self.trust else []
+        return rows + trust if self.reliable else trust + rows
 
     def to_dict(self) -> dict[str, Any]:
         """Return the origin as JSON can hold it."""
