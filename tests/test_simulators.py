@@ -598,3 +598,17 @@ def test_laws_and_columns_are_matched_by_name():
     for wrong in ({"proposal": {"u": law(1.1), "v": law(1.4)}}, {"proposal": {"a": law(1.1)}}, {"parameters": named}):
         with pytest.raises(wk.InputError, match="those of the parameters `a`, `b`. Give each parameter under its name"):
             wk.Simulations(**{"prior": prior, "parameters": theta, "data": x, **wrong})
+
+
+def test_targets_with_names_are_matched_by_name_too():
+    theta = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+    law = MultivariateNormal(torch.zeros(2, dtype=DTYPE), torch.eye(2, dtype=DTYPE))
+
+    def named(*names):
+        return wk.Target(sampler=lambda n: law.sample((n,)), log_prob=law.log_prob, normalized=True, dim=2, names=names)
+
+    swapped = pd.DataFrame(theta.numpy()[:, ::-1], columns=["b", "a"])
+    found = wk.Simulations(prior=named("a", "b"), parameters=swapped, data=theta)
+    assert torch.equal(found.parameters, theta) and found.names == ("a", "b")
+    with pytest.raises(wk.InputError, match="its parameters are `b`, `a`. Give them as `a`, `b`"):
+        wk.Simulations(prior=named("a", "b"), parameters=theta, data=theta, proposal=named("b", "a"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -65,9 +64,10 @@ class Simulations:
         given = read_names(None, parameters, theta.shape[1])
         own = parameter_names(self.prior)
         has_names = given != default_names(len(given))
-        if has_names and isinstance(prior, Mapping) and len(given) == len(own):
+        is_named = self.prior.names != default_names(self.prior.dim)
+        if has_names and is_named and len(given) == len(own):
             theta = theta[:, order_of(given, own, "use these `parameters`")]  # a table's columns come by name
-        self.names = given if has_names and not isinstance(prior, Mapping) else own
+        self.names = given if has_names and not is_named else own
         self.data_names = read_names(None, data, x.shape[1])
         if theta.shape[1] != self.prior.dim:
             because = f"the parameters have {theta.shape[1]} columns, and the prior has {self.prior.dim}"

@@ -25,7 +25,7 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True, names: 
             laws, in a list or in a dict by their names.
         what: its argument.
         samples: whether it must have a sampler.
-        names: the parameters; laws in a dict are brought into this order.
+        names: the parameters; laws in a dict are brought into this order, and a `Target` with names of its own must have it.
 
     Raises:
         InputError: it is none of these, is discrete, or can't be sampled.
@@ -39,12 +39,6 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True, names: 
         given = Independent(given, 1)
     if isinstance(given, Mapping):
         target = _joint([*given.values()], [str(name) for name in given], do)
-        if names is not None and target.names != tuple(names):
-            order = order_of(target.names, names, do)  # each law of several parameters keeps its place
-            if target.dim > len(given):
-                raise InputError(cannot(do, f"its parameters are {quoted(target.names)}", f"Give them as {quoted(names)}"))
-            laws = [*given.values()]
-            target = _joint([laws[i] for i in order], names, do)
     elif isinstance(given, (list, tuple)) and given and all(isinstance(one, (Distribution, Target)) for one in given):
         target = _joint(given, None, do)
     elif isinstance(given, (Distribution, Target)):
@@ -54,6 +48,11 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True, names: 
         because = f"{found} `{getattr(given, '__name__', type(given).__name__)}` is no distribution"
         instead = "Give a torch Distribution, a Target with `sampler=`, or a dict of one distribution per parameter"
         raise InputError(cannot(do, because, instead))
+    if names is not None and target.names not in (tuple(names), default_names(target.dim)):
+        order, laws = order_of(target.names, names, do), [*given.values()] if isinstance(given, Mapping) else []
+        if len(laws) != target.dim:  # a law of several parameters can't be taken apart
+            raise InputError(cannot(do, f"its parameters are {quoted(target.names)}", f"Give them as {quoted(names)}"))
+        target = _joint([laws[i] for i in order], names, do)
     if target.bijection.is_discrete:
         instead = "Give continuous parameters, and draw discrete ones inside the simulator"
         raise InputError(cannot(do, "it is discrete, and posteriors are fitted as densities", instead))

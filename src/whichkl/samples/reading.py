@@ -138,8 +138,9 @@ class Reading:
         if self.others is None or not len(found):
             return int(UNKNOWN)
         listed = self.others.setdefault(name, [])
-        new = [one for one in found.unique().to_pylist() if one not in listed]
-        listed += new[: max(0, _MAX_OTHER_LABELS - len(listed))]
+        if len(listed) < _MAX_OTHER_LABELS:
+            known = set(listed)
+            listed += [one for one in found.unique().to_pylist() if one not in known][: _MAX_OTHER_LABELS - len(listed)]
         arrow, compute = require("pyarrow", "app"), require("pyarrow.compute", "app")
         place = compute.index_in(labels, value_set=arrow.array(listed, arrow.string()))
         return compute.subtract(int(UNKNOWN) - 1, compute.fill_null(place, -1)).cast("int32")

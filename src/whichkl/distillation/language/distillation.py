@@ -188,7 +188,7 @@ def _identity(
 ) -> dict[str, Any]:
     """Return what identifies a journal: the models and their weights, the examples, and the settings."""
     if isinstance(teacher, TokenScores):
-        because = "the teacher is a function, and another one can't be told from it"
+        because = "the teacher is a function, and it can't be distinguished from another one"
         raise InputError(cannot("keep a journal", because, "Leave `journal=` out, or pass another kind of teacher"))
     models: dict[str, Any] = {}
     for who, one in (("teacher", teacher), ("student", student)):

@@ -84,8 +84,8 @@ def divergence(p: Target | Atoms, q: Target | Atoms, kind: IntegralDivergence) -
     It is the divergence of the shares of rows per cell, a cell being a distinct row. Where a share of 0 would make it infinite,
     half a row is added to each cell of that side. Bias and error are those of the jackknife, over each side's rows: for the
     KLs they agree with Miller & Madow's correction and the delta method. It is ∞ where rows lie on atoms that a known law
-    excludes. An atom in the rows of one side alone can't be told from one that the other excludes: if its share matters, the
-    answer isn't reliable.
+    excludes. An atom in the rows of one side alone can't be distinguished from one that the other excludes: if its share
+    matters, the answer isn't reliable.
 
     Args:
         p: rows, or a law's probabilities.

@@ -71,7 +71,7 @@ def classifier_divergence(
     Gaussians like x and y (truth by their densities) for a quadratic ℓ, otherwise the rows with labels drawn by ℓ
     (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does half of what finer
     features add in several columns, since such shapes may go on beyond them, what lies beyond the ends of a sample
-    (`beyond_reach`; a quadratic ℓ reaches further where the rows look Gaussian), and what so many rows leave unnoticed.
+    (`beyond_reach`; a quadratic ℓ reaches further where the rows look Gaussian), and what this many rows leave unnoticed.
     The global generator isn't touched. The answer isn't `reliable` if
 
     - a bias exceeds 2 standard errors and 10 %, or 50 % with finer features;

@@ -18,6 +18,7 @@ _FIRST_FREEDOM = 10.0
 _MAX_MERGERS, _MAX_SPLITS = 3, 3
 """Largest number of pairs to merge, and of components to split for each of them."""
 MAX_MOVES = _MAX_MERGERS * _MAX_SPLITS
+"""Largest number of states that `split_and_merge` returns."""
 _SPLIT_DISTANCE = 0.8
 """Distance of the halves of a split component from its mean, in standard deviations along the longest axis."""
 

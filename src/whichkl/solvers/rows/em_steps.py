@@ -22,8 +22,10 @@ from whichkl.solvers.rows.rows import Rows, Sums
 
 _ROWS_PER_PRODUCT = 4_096
 """Number of rows in one matrix product."""
-_PRODUCTS_PER_PART, _MAX_PARTS = 20_000_000, 4
-"""Products of numbers, about a millisecond, that an E step takes for each part of rows in memory, and the most such parts."""
+_PRODUCTS_PER_PART = 20_000_000
+"""Products of numbers per part of rows in memory in an E step, about a millisecond of work."""
+_MAX_PARTS = 4
+"""Largest number of such parts."""
 _MAX_PRECISION_IN_SINGLE = 1e5
 """Largest trace of a precision times the dimension at which float32 gives log densities to a hundredth."""
 FREEDOM = (0.2, 1e3)
@@ -107,7 +109,7 @@ class Frame:
         return self.count * (1 + dim + self.is_student) - 1 + covariances * each
 
     def parts(self, block: Block, states: int) -> tuple[Slice, ...]:
-        """Cut rows in memory into parts for threads, where the E step of so many states is worth several."""
+        """Cut rows in memory into parts for threads, if the E step of this many states takes long enough."""
         dim = len(self.shift)
         features = 2 * dim if self.covariance == "diagonal" else dim * (dim + 3) // 2
         count = min(_MAX_PARTS, 1 + len(block) * states * self.count * features // _PRODUCTS_PER_PART)
