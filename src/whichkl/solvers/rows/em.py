@@ -37,6 +37,8 @@ _ITERATIONS_OF_STARTS, _ITERATIONS_OF_OTHERS, _ITERATIONS_OF_NEIGHBOURS = 21, 12
 near that model."""
 _ITERATIONS_OF_CYCLE, _KEPT_AFTER_CYCLES = 3, (5, 3, 3, 3)
 """Iterations of a cycle, and how many of ten splits and mergers stay after each: most are far behind after the first."""
+_ITERATIONS_OF_ROUND = 15
+"""Iterations after which states that have settled leave a batch."""
 _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
 """Nats over all rows that may be left to gain when EM ends: a hundredth of what the noise of p fitted parameters gains, p/2."""
 _MAX_ROWS_OF_TOLERANCE = 10_000
@@ -163,10 +165,25 @@ class ExpectationMaximization(Solver):
         y, starts = frame.standard(block.x), self.starts if frame.count > 1 else 1  # one law has one optimum, as a rule
         seeded = (seed_states(y, w, starts, frame.count, seed, is_student=frame.is_student) for w in weights.T)
         repeated = Block(block.x, weights.repeat_interleave(starts, 1))
-        part = Rows(frame.parts(repeated, sets * starts), rows.names, None, rows.workers)
-        climb = self._climb(part, frame, next(seeded).joined(*seeded), self._tolerance(frame, len(block)), QUIET, "some rows")
-        best = climb.likelihood.view(sets, starts).argmax(1)
-        return [frame.model(climb.state, i * starts + int(start)) for i, start in enumerate(best)]
+        state, likelihood = self._climb_each(rows, frame, repeated, next(seeded).joined(*seeded))
+        best = likelihood.view(sets, starts).argmax(1)
+        return [frame.model(state, i * starts + int(start)) for i, start in enumerate(best)]
+
+    def _climb_each(self, rows: Rows, frame: Frame, block: Block, state: State) -> tuple[State, Float[Tensor, " s"]]:
+        """Climb from states with weights of their own, in rounds: a state that a round hardly raised stays where it is."""
+        tolerance = self._tolerance(frame, len(block))
+        likelihood = torch.full((len(state.probs),), -math.inf, dtype=torch.float64, device="cpu")
+        left, iterations = torch.arange(len(likelihood), device="cpu"), 0
+        while len(left) and iterations < self.max_iterations:
+            some = Block(block.x, block.w[:, left])
+            part = Rows(frame.parts(some, len(left)), rows.names, None, rows.workers)
+            round_of = replace(self, max_iterations=min(_ITERATIONS_OF_ROUND, self.max_iterations - iterations))
+            climb = round_of._climb(part, frame, state.take(left), tolerance, QUIET, "some rows")
+            state = state.each(lambda old, new, left=left: old.index_copy(0, left, new), climb.state)
+            rises = climb.likelihood - likelihood[left] >= len(climb.history) * tolerance / 10
+            likelihood[left], iterations = climb.likelihood, iterations + climb.iterations
+            left = left[rises & (climb.small < 2)]
+        return state, likelihood
 
     def _tolerance(self, frame: Frame, rows: int) -> float:
         """Return the nats per row that EM may leave; a family that is too rich climbs along a plateau for very long."""

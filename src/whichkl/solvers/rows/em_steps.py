@@ -144,11 +144,32 @@ class Frame:
 
     def update(self, rows: Rows, dtype: torch.dtype, state: State) -> tuple[Float[Tensor, " s"], State]:
         """Take an E and an M step over all rows; return the mean log likelihood at each state, and the states after the step."""
-        sums = rows.total(partial(expectation, state, self, dtype))
+        densities = Densities.of(state, dtype, diagonal=self.covariance == "diagonal")
+        sums = rows.total(partial(expectation, densities, self))
         return sums["likelihood"] / sums["weight"], m_step(sums, state, self.floor, self.covariance)
 
 
-def expectation(state: State, frame: Frame, dtype: torch.dtype, blocks: Iterator[Block]) -> Sums:
+@dataclass(frozen=True)
+class Densities:
+    """The log densities of the components of S mixtures, as coefficients of the features of a row, in the dtype of the E step."""
+
+    forms: Float[Tensor, "sk p"]
+    """Those of log π q(x) for Gaussians, of δ = (x − m)ᵀ Σ⁻¹ (x − m) for Student-t."""
+    constant: Float[Tensor, "s k 1"]
+    df: Float[Tensor, "s k 1"] | None
+
+    @classmethod
+    def of(cls, state: State, dtype: torch.dtype, *, diagonal: bool) -> Densities:
+        """Compute them once for all parts of the rows."""
+        forms, constant = quadratic_forms(state, diagonal=diagonal), _log_constant(state)
+        if state.df is None:
+            forms = -forms / 2
+            forms[:, -1] += constant.reshape(-1)
+        df = None if state.df is None else state.df.to(dtype)[..., None]
+        return cls(forms.to(dtype), constant.to(dtype)[..., None], df)
+
+
+def expectation(densities: Densities, frame: Frame, blocks: Iterator[Block]) -> Sums:
     """Take the E step over the blocks of a part: Σ w r φ(x) per component and Σ w log q per start, in float64.
 
     φ are the products of columns, the columns and 1. The log densities and the sums are each one matrix product with these
@@ -159,15 +180,9 @@ def expectation(state: State, frame: Frame, dtype: torch.dtype, blocks: Iterator
 
     Source: Dempster, Laird & Rubin (1977); for Student-t, Liu & Rubin (1995).
     """
-    starts, count, dim = state.loc.shape
-    diagonal = frame.covariance == "diagonal"
-    forms = quadratic_forms(state, diagonal=diagonal)
-    constant = _log_constant(state)
-    if state.df is None:
-        forms = -forms / 2
-        forms[:, -1] += constant.reshape(-1)
-    forms, constant = forms.to(dtype), constant.to(dtype)[..., None]
-    df = None if state.df is None else state.df.to(dtype)[..., None]
+    forms, constant, df = densities.forms, densities.constant, densities.df
+    dtype, dim, diagonal = forms.dtype, len(frame.shift), frame.covariance == "diagonal"
+    starts, count = constant.shape[:2]
     zero = torch.zeros(starts, count, dtype=torch.float64, device="cpu")
     sums = {"likelihood": zero[:, 0].clone(), "weight": zero.new_zeros(()), "mass": zero.clone(), "spread": zero.clone()}
     sums["moments"] = zero.new_zeros(starts * count, forms.shape[1])
@@ -294,10 +309,10 @@ def _above(covariance: Float[Tensor, "s k d d"], floor: Float[Tensor, "d d"], *,
     """Raise covariances to Σ ⪰ floor, the exact M step under that constraint: eigenvalues are clipped in its metric."""
     if diagonal:
         return torch.diag_embed(torch.maximum(covariance.diagonal(dim1=-2, dim2=-1), floor.diagonal()))
+    if not bool(torch.linalg.cholesky_ex(covariance - floor)[1].any()):
+        return covariance
     root = torch.linalg.cholesky(floor)
     eigenvalue, vector = torch.linalg.eigh(_relative(covariance, root))
-    if bool((eigenvalue >= 1).all()):
-        return covariance
     vector = root @ vector
     above: Tensor = (vector * eigenvalue.clamp(min=1.0)[..., None, :]) @ vector.mT
     return above
