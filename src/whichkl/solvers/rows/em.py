@@ -32,9 +32,9 @@ _MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER = 8_000, 5
 """Number of rows on which the starts are tried, or rows per parameter if that is more, up to `_MAX_ROWS_OF_SAMPLE`."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
-_ITERATIONS_OF_STARTS, _ITERATIONS_OF_OTHERS, _ITERATIONS_OF_NEIGHBOURS = 21, 12, 6
-"""Iterations after which starts are compared: those drawn from the rows, the same for a comparison with another model, and those
-near that model."""
+_CYCLES_OF_STARTS, _CYCLES_OF_OTHERS, _CYCLES_OF_NEIGHBOURS = 7, 4, 2
+"""Cycles after which starts are compared: those drawn from the rows, the same for a comparison with another model, and those near
+that model."""
 _ITERATIONS_OF_CYCLE, _KEPT_AFTER_CYCLES = 3, (5, 3, 3, 3)
 """Iterations of a cycle, and how many of ten splits and mergers stay after each: most are far behind after the first."""
 _ITERATIONS_OF_ROUND = 15
@@ -117,18 +117,17 @@ class ExpectationMaximization(Solver):
             first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
         few = Rows(frame.parts(sample, len(first.probs)), rows.names, None, rows.workers, evaluations=rows.evaluations)
         near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
-        state, climbs, moved = first, [], 0
+        state, climbs, iterations, finalists = first, [], 0, 2 if self.moves else 1
         if len(first.probs) > 1 or not is_near:
-            limit = _ITERATIONS_OF_NEIGHBOURS if is_near else _ITERATIONS_OF_OTHERS if self.neighbour else _ITERATIONS_OF_STARTS
-            limit = min(limit, self.max_iterations)
-            climbs.append(replace(self, max_iterations=limit)._climb(few, frame, first, near, work, "starts"))
-            finalists = min(2 if self.moves else 1, len(first.probs))
-            state = climbs[0].state.take(climbs[0].likelihood.topk(finalists).indices)
+            cycles = _CYCLES_OF_NEIGHBOURS if is_near else _CYCLES_OF_OTHERS if self.neighbour else _CYCLES_OF_STARTS
+            cycles = min(cycles, -(-self.max_iterations // _ITERATIONS_OF_CYCLE))
+            most = (len(first.probs),) * (cycles - 1) + (finalists,)
+            state, _, iterations = self._race(few, frame, first, most, finalists, work)
         if self.moves and frame.count > 2:
-            fewer = sample.thinned(_MAX_ROWS_OF_MOVES)
-            here = climbs[0].best if climbs else state
-            better, moved = self._rearrange(replace(few, parts=frame.parts(fewer, MAX_MOVES)), frame, here, work)
+            fewer = replace(few, parts=frame.parts(sample.thinned(_MAX_ROWS_OF_MOVES), MAX_MOVES))
+            better, moved = self._rearrange(fewer, frame, state.each(lambda part: part[:1]), work)
             state = better if self.starts == 1 else better.joined(state.each(lambda part: part[:1]))
+            iterations += moved
         if whole or self.moves or not is_near:
             climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
             state = climbs[-1].best
@@ -149,7 +148,8 @@ class ExpectationMaximization(Solver):
             loss = -mean_log_likelihood(model, rows) if is_measured else frame.loss(last.likelihood[i])
             optima.append(Optimum(model, loss, last.small == 2, False))
         doubts = (_AT_THE_FLOOR,) if frame.is_at_floor(last.best) else ()
-        iterations, history = moved + sum(one.iterations for one in climbs), tuple(h for one in climbs for h in one.history)
+        iterations += sum(one.iterations for one in climbs)
+        history = tuple(h for one in climbs for h in one.history)
         return Solution(distinct(optima), iterations, last.gain, held=held, doubts=doubts, history=history)
 
     def solve_without(self, target: Target, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Any]:
@@ -192,21 +192,43 @@ class ExpectationMaximization(Solver):
 
     def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
         """Split and merge components as long as a few cycles from the result end higher than as many from `here`."""
-        iterations, cycle = 0, replace(self, max_iterations=_ITERATIONS_OF_CYCLE)
+        iterations = 0
         for _ in range(frame.count):
             states = here.joined(*split_and_merge(here))
-            for kept in _KEPT_AFTER_CYCLES:
-                tried = cycle._climb(rows, frame, states, _COARSE, work.quiet(), "other places")
-                iterations += tried.iterations
-                rank = tried.likelihood.clone()
-                rank[0] = math.inf  # `here`, with which the others are compared, stays and stays the first
-                states = tried.state.take(rank.topk(min(kept, len(rank))).indices)
+            here, gain, more = self._race(rows, frame, states, _KEPT_AFTER_CYCLES, 1, work.quiet())
+            iterations += more
             work.tell("EM, components rearranged", math.nan)
-            best = tried.likelihood.argmax()
-            here = tried.best
-            if int(best) == 0 or float(tried.likelihood[best] - tried.likelihood[0]) < _COARSE:
+            if gain < _COARSE:
                 break
         return here, iterations
+
+    def _race(
+        self, rows: Rows, frame: Frame, state: State, most: Sequence[int], finalists: int, work: Work
+    ) -> tuple[State, float, int]:
+        """Climb by a cycle for each of the numbers in `most`, after which at most so many states stay.
+
+        Those stay that would lead at the end if every cycle gained twice what the last one did, and at least `finalists`, with
+        which the race ends.
+
+        Returns:
+            The states that are left, the best first, how far it leads the first of all states, and the number of iterations.
+        """
+        cycle, iterations = replace(self, max_iterations=_ITERATIONS_OF_CYCLE), 0
+        number, before = torch.arange(len(state.probs), device="cpu"), torch.tensor([math.nan], dtype=torch.float64, device="cpu")
+        for left, kept in zip(range(len(most))[::-1], most, strict=True):
+            climb = cycle._climb(rows, frame, state, _COARSE, work, f"starts, cycle {len(most) - left}", polish=False)
+            iterations += climb.iterations
+            now = climb.likelihood
+            order = now.argsort(descending=True)
+            may_lead = ~(now + 2 * left * (now - before) < now.max())  # in the first cycle there is nothing before: all may
+            stay = order[may_lead[order]][:kept] if left else order[:kept]
+            stay = stay if len(stay) > finalists else order[:finalists]
+            state, before, number = climb.state.take(stay), now[stay], number[stay]
+            if len(stay) <= finalists:
+                break
+        behind = before[0] - before[number == 0]
+        lead = math.inf if len(behind) == 0 else float(behind)
+        return state, lead, iterations
 
     def _climb(
         self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str, *, polish: bool = True
