@@ -537,6 +537,7 @@ def test_a_job_is_a_file_or_options_on_top(tmp_path, monkeypatch):
     assert Distillation.load(tmp_path / "out" / "student", student=nn.Linear(6, 4)).to_dict()["scores"] == told["scores"]
     for line, match in (
         ("epoch: 3", r"bad\.yaml, line 6: Cannot use `epoch`: `distill` takes no such argument"),
+        ("dat[a: 3", r"bad\.yaml, line 6: Cannot use `dat\[a`: `distill` takes no such argument"),
         ("batch: many", r"bad\.yaml, line 6: .*has no meaning"),
         ("objective: 3", "no meaning"),
     ):

@@ -73,7 +73,7 @@ class JobFields(NamedTuple):
 
 def _with_keys(text: str, names: Sequence[str]) -> str:
     """Write arguments of these names as keys of YAML."""
-    pattern = rf"(?<![\w-])({'|'.join(names)})=(?=([^\s`]?))"
+    pattern = rf"(?<![\w-])({'|'.join(map(re.escape, names))})=(?=([^\s`]?))"
     return re.sub(pattern, lambda at: f"{at[1]}: " if at[2] else f"{at[1]}:", text)
 
 
@@ -90,7 +90,7 @@ def _place_of(text: str, keys: Sequence[str], values: Mapping[str, Any]) -> tupl
     ]
     patterns: list[tuple[str, tuple[Any, ...]]] = [
         *((rf"`{re.escape(name)}\b[^`]*`", ("args", name)) for name in inner),
-        *((rf"`{name}\b|(?<![\w-]){name}:", (name,)) for name in keys),
+        *((rf"`{re.escape(name)}\b|(?<![\w-]){re.escape(name)}:", (name,)) for name in keys),
         *((rf"(?<![\w-]){re.escape(one)}(?![\w-])", place) for place, one in texts if isinstance(one, str)),
         *((rf"\b{word}\b", (name,)) for word, name in _ABOUT.items() if name in keys),
     ]
