@@ -211,7 +211,7 @@ class ExpectationMaximization(Solver):
         which the race ends.
 
         Returns:
-            The states that are left, the best first, how far it leads the first of all states, and the number of iterations.
+            The `finalists` best states, the best first, how far it leads the first of all states, and the number of iterations.
         """
         cycle, iterations = replace(self, max_iterations=_ITERATIONS_OF_CYCLE), 0
         number, before = torch.arange(len(state.probs), device="cpu"), torch.tensor([math.nan], dtype=torch.float64, device="cpu")
@@ -224,11 +224,11 @@ class ExpectationMaximization(Solver):
             stay = order[may_lead[order]][:kept] if left else order[:kept]
             stay = stay if len(stay) > finalists else order[:finalists]
             state, before, number = climb.state.take(stay), now[stay], number[stay]
-            if len(stay) <= finalists:
+            if len(stay) <= finalists or rows.evaluations.is_spent:
                 break
         behind = before[0] - before[number == 0]
         lead = math.inf if len(behind) == 0 else float(behind)
-        return state, lead, iterations
+        return state.each(lambda part: part[:finalists]), lead, iterations
 
     def _climb(
         self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str, *, polish: bool = True
