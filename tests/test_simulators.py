@@ -175,10 +175,10 @@ def first_coordinate(theta):
         (noise_of_one_point, True, r"the same random numbers.*Pass `batched=False`"),
         (first_coordinate, True, r"2 rows of data for 3 rows of parameters.*`batched=False`"),
         (lambda theta: None, True, "returned None"),
-        (lambda theta: theta.sum(), True, "1 rows of data for 3 rows"),
+        (lambda theta: theta.sum(), True, "1 row of data for 3 rows"),
         (lambda theta: theta[:, :, None], True, r"shape \(3, 2, 1\)"),
         (lambda theta: theta[None], False, r"shape \(1, 2\) for one point"),
-        (lambda theta: theta[: 1 + int(theta[0] > 0)], False, "rows of 1 numbers and rows of 2"),
+        (lambda theta: theta[: 1 + int(theta[0] > 0)], False, "rows of 1 number and rows of 2"),
         (lambda theta: [["a"] * 2] * len(theta), True, "not a number"),
     ],
 )
@@ -423,7 +423,7 @@ def test_a_network_learns_from_all_simulations_of_a_proposal_that_is_much_too_wi
     ("proposal", "said"),
     [
         (wk.Target(sampler=lambda n: torch.randn(n, 2), dim=2), "the proposal has only sampler"),
-        (Normal(0.0, 1.0), "1 columns, and the prior has 2"),
+        (Normal(0.0, 1.0), "1 column, and the prior has 2"),
     ],
 )
 def test_a_proposal_without_density_or_of_another_size_is_refused(proposal, said):
@@ -595,7 +595,12 @@ def test_laws_and_columns_are_matched_by_name():
         found = wk.Simulations(**{"prior": prior, "parameters": theta, "data": x, **other})
         assert torch.equal(found.parameters, theta) and torch.equal(found.weights.log_weights, straight.weights.log_weights)
     named = pd.DataFrame(theta.numpy(), columns=["u", "v"])
-    for wrong in ({"proposal": {"u": law(1.1), "v": law(1.4)}}, {"proposal": {"a": law(1.1)}}, {"parameters": named}):
+    partial = wk.Simulations(prior=prior, parameters=theta, data=x, proposal={"b": law(1.4)})
+    whole = wk.Simulations(prior=prior, parameters=theta, data=x, proposal={"a": law(1.0), "b": law(1.4)})
+    assert torch.equal(partial.weights.log_weights, whole.weights.log_weights)  # `a` was drawn from the prior
+    drawn = wk.Simulator(prior=prior, simulate=noisy, proposal={"b": law(9.0)}).run(400).parameters.std(0)
+    assert 0.8 < float(drawn[0]) < 1.2 and float(drawn[1]) > 7
+    for wrong in ({"proposal": {"u": law(1.1), "v": law(1.4)}}, {"proposal": {"u": law(1.1)}}, {"parameters": named}):
         with pytest.raises(wk.InputError, match="those of the parameters `a`, `b`. Give each parameter under its name"):
             wk.Simulations(**{"prior": prior, "parameters": theta, "data": x, **wrong})
 
@@ -612,3 +617,25 @@ def test_targets_with_names_are_matched_by_name_too():
     assert torch.equal(found.parameters, theta) and found.names == ("a", "b")
     with pytest.raises(wk.InputError, match="its parameters are `b`, `a`. Give them as `a`, `b`"):
         wk.Simulations(prior=named("a", "b"), parameters=theta, data=theta, proposal=named("b", "a"))
+
+
+def test_laws_of_several_parameters_in_another_order_than_the_table_are_refused():
+    theta, x = pairs(300)
+    theta = torch.cat([theta, torch.randn(300, 1, generator=torch.Generator().manual_seed(1), dtype=DTYPE)], 1)
+    one = Normal(torch.zeros((), dtype=DTYPE), 1.0)
+    table, unnamed = pd.DataFrame(theta.numpy(), columns=["a1", "a2", "b"]), [PRIOR, one]
+    straight = wk.Simulations(prior=unnamed, parameters=table, data=x, proposal={"a": wide(1.5), "b": one})
+    with pytest.raises(wk.InputError, match="its parameters are `b`, `a1`, `a2`. Give them as `a1`, `a2`, `b`"):
+        wk.Simulations(prior=unnamed, parameters=table, data=x, proposal={"b": one, "a": wide(1.5)})
+    with pytest.raises(wk.InputError, match="Give each parameter under its name"):  # unnamed laws say nothing of the others
+        wk.Simulations(prior=unnamed, parameters=table, data=x, proposal={"b": one})
+    by_name = wk.Simulations(prior={"a": PRIOR, "b": one}, parameters=table, data=x, proposal={"b": one, "a": wide(1.5)})
+    assert torch.equal(by_name.weights.log_weights, straight.weights.log_weights)
+
+
+def test_all_parameters_that_were_given_are_compared_with_their_distribution():
+    theta, x = pairs(4_000)
+    theta[200:] *= 1.3
+    few = wk.convert(wk.Simulations(prior=PRIOR, parameters=theta, data=x), n=200).origin
+    assert not few.reliable and "don't look like draws of the prior" in few.trust
+    assert "the data `x1`, `x2` and the parameters `theta1`, `theta2`" in few.source
