@@ -66,7 +66,8 @@ class Labels:
         x = drawn.samples
         if x is None or drawn.weights is not None or drawn.chains is not None or drawn.context_names:
             because = "they aren't independent draws of equal weight in memory"
-            raise InputError(cannot("use these `draws`", because, "Pass an (n, d) array, a DataFrame or a file"))
+            instead = "Pass an (n, d) array, a DataFrame or a file of draws of the model itself, without weights"
+            raise InputError(cannot("use these `draws`", because, instead))
         passed = _read_passed(self.passed, len(x)).to(x.device)
         yes, no = int(passed.sum()), int((~passed).sum())
         if yes == 0 or no == 0:
@@ -98,7 +99,7 @@ class Labels:
     def _origin(self, yes: int, no: int, learnt: Any) -> Origin:
         assumed = ["The draws are independent draws of the model, and the draw alone decides whether it passes."]
         left_out = f"{count_of(no, 'draw')} that failed: not samples of the target."
-        trust = f"{yes / (yes + no):.3g} of the draws passed, and they are draws of the target itself."
+        trust = f"{yes / (yes + no):.1%} of the draws passed, and they are draws of the target itself."
         if learnt is not None:
             assumed.append(f"log P(pass | x) is logistic regression on {learnt.label}.")
             left_out = f"{count_of(no, 'draw')} that failed: not samples of the target, and used for P(pass | x) alone."
