@@ -10,7 +10,18 @@ import pandas as pd
 import pytest
 import scipy
 import torch
-from torch.distributions import Beta, Categorical, Dirichlet, Gamma, Independent, LogNormal, MultivariateNormal, Normal, Uniform
+from torch.distributions import (
+    Beta,
+    Categorical,
+    Dirichlet,
+    Gamma,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
 
 import whichkl as wk
 from whichkl.conversions.simulations_prior import read_prior
@@ -503,6 +514,24 @@ def test_calibration_passes_the_right_posterior_and_fails_biased_and_narrow_ones
         found = made.calibration(wrong)
         assert found.differs and str(found).startswith("Not calibrated on 1,000 unseen rows")
     assert {one.name for one in found.columns} == {"theta1", "theta2", "joint density"}
+
+
+def test_calibration_notices_a_posterior_that_loses_a_narrow_mode():
+    """x = −θ below 0 and 10 θ above, with noise 0.1: the mode above 0 is a tenth as wide, and has an eleventh of the mass."""
+    prior = Uniform(-3 * torch.ones(1, dtype=DTYPE), 3 * torch.ones(1, dtype=DTYPE))
+    simulator = wk.Simulator(prior=prior, simulate=lambda theta: noisy(torch.where(theta < 0, -10 * theta, 100 * theta)) / 10)
+    made = simulator.run(2_000)
+    inside = (made.data[:, 0] > 0.5) & (made.data[:, 0] < 2.5)  # away from the ends of the box
+    kept = wk.Simulations(prior=prior, parameters=made.parameters[inside], data=made.data[inside])
+
+    def posterior(x, narrow):
+        of_x = torch.as_tensor(x)
+        weights = torch.tensor([1 - narrow, narrow], dtype=DTYPE).expand(len(of_x), 2)
+        modes = Normal(torch.cat([-of_x, of_x / 10], 1)[..., None], torch.tensor([0.1, 0.01], dtype=DTYPE)[:, None])
+        return MixtureSameFamily(Categorical(weights), Independent(modes, 1))
+
+    assert not kept.calibration(lambda x: posterior(x, 1 / 11)).differs
+    assert kept.calibration(lambda x: posterior(x, 1e-6)).differs
 
 
 def test_calibration_counts_weights_of_a_proposal():
