@@ -17,7 +17,7 @@ assert infinite.finite == "infinite"
 
 generator = torch.Generator().manual_seed(0)
 x, y = torch.randn(2000, 2, generator=generator) + torch.tensor([1.0, 0.0]), torch.randn(2000, 2, generator=generator)
-samples_only = wk.estimate(p=x, q=y)  # nearest neighbours, calibrated on a Gaussian twin; the truth is 0.5
+samples_only = wk.estimate(p=x, q=y)  # nearest neighbours, calibrated on Gaussians like them; the truth is 0.5
 print(samples_only)
 assert abs(samples_only.value - 0.5) < 4 * samples_only.stderr
 

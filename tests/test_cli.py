@@ -54,7 +54,7 @@ def test_columns_are_fitted_given_others_from_a_file_and_from_a_folder_of_them(t
     np.testing.assert_allclose(weights[0][0], theirs, rtol=1e-4)
     np.testing.assert_allclose(weights[1], weights[0], rtol=1e-9)
     assert (tmp_path / "out" / "report.html").is_file()
-    assert whichkl("fit", "parts", "--given", "age,dose", cwd=tmp_path).stderr.count("GeneralizedLinear")
+    assert whichkl("fit", "parts", "--given", "age,dose", cwd=tmp_path).stderr.count("--family generalized_linear:")
     for given, said in (
         ("weight", "there is no column `weight`, but `age`"),
         ("age,age", "appears twice"),

@@ -80,7 +80,7 @@ def test_weights_that_convert_wrote_are_read_by_fit_and_estimate(folder):
         for path, options in (("w.csv", []), ("plain.csv", ["--p-weights", "weight"]))
     ]
     assert found[0]["value"] == found[1]["value"] and abs(found[0]["value"]) < 0.1 + 4 * found[0]["stderr"]
-    assert "of the 2,000 weighted rows of p were used" in found[0]["weighted"][0]
+    assert any("of the 2,000 weighted rows of p were used" in note for note in found[0]["notes"])
     named = whichkl("estimate", "--p", "Normal(0,1)", "--q", "Normal(1,1)", "--q-weights", "weight", cwd=folder)
     assert named.returncode == 2 and "it isn't a file of samples" in named.stderr
 

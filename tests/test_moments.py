@@ -235,7 +235,7 @@ def test_the_result_has_the_names_and_the_support_of_the_reference():
         ({"of": None, "values": 1.0, "reference": frames()}, "`of` is None"),
         ({"of": identity, "values": "x", "reference": frames()}, "`values`.*a `str`"),
         ({"of": identity, "values": [1.0, math.nan], "reference": frames()}, "number 1 is nan"),
-        ({"of": identity, "values": [1.0], "reference": frames()}, "4 columns, and there are 1 values"),
+        ({"of": identity, "values": [1.0], "reference": frames()}, "4 columns, and `values` has 1 number"),
         ({"of": identity, "values": [1.0] * 4, "stderr": -1.0, "reference": frames()}, "below 0"),
         ({"of": identity, "values": [1.0] * 4, "stderr": [1.0] * 3, "reference": frames()}, "3 standard errors"),
         ({"of": frames()[:5], "values": [0.0] * 4, "reference": frames()}, "5 rows of `of`, and the reference has 800"),
@@ -284,5 +284,5 @@ def test_a_covariance_of_the_errors_is_had_by_turning_the_moments():
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_table_of_another_width_than_the_values_is_refused_as_such(count):
     frame = pd.DataFrame({"income": [1.0, 2.0, 3.0], "hours": [1.0, 0.0, 2.0]})
-    with pytest.raises(wk.InputError, match=rf"`of` has 2 columns, and there are {count} value"):
+    with pytest.raises(wk.InputError, match=rf"`of` has 2 columns, and `values` has {count} number"):
         wk.Moments(of=frame, values=[1.0] * count, reference=frame)

@@ -119,7 +119,7 @@ def test_intervals_cover(dim):
 def test_many_dimensions_are_flagged_with_the_measured_bias():
     estimate = two_sample_kl(*pair(500, 20, 0, shift=1.0, scale=1.4))
     assert not estimate.reliable
-    said = re.search(r"Gaussian twin of this data \(truth ([\d.]+)\) it gives ([-\d.]+)", " ".join(estimate.notes))
+    said = re.search(r"Gaussians fitted to this data \(truth ([\d.]+)\) it gives ([-\d.]+)", " ".join(estimate.notes))
     assert abs(float(said[2]) - float(said[1])) > 0.1 * float(said[1])
     assert any("beyond two sampling errors" in note for note in estimate.notes)
     assert estimate.interval[0] <= truth(20, 1.0, 1.4) <= estimate.interval[1]

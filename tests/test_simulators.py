@@ -10,7 +10,18 @@ import pandas as pd
 import pytest
 import scipy
 import torch
-from torch.distributions import Beta, Categorical, Dirichlet, Gamma, Independent, LogNormal, MultivariateNormal, Normal, Uniform
+from torch.distributions import (
+    Beta,
+    Categorical,
+    Dirichlet,
+    Gamma,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
 
 import whichkl as wk
 from whichkl.conversions.simulations_prior import read_prior
@@ -175,10 +186,10 @@ def first_coordinate(theta):
         (noise_of_one_point, True, r"the same random numbers.*Pass `batched=False`"),
         (first_coordinate, True, r"2 rows of data for 3 rows of parameters.*`batched=False`"),
         (lambda theta: None, True, "returned None"),
-        (lambda theta: theta.sum(), True, "1 rows of data for 3 rows"),
+        (lambda theta: theta.sum(), True, "1 row of data for 3 rows"),
         (lambda theta: theta[:, :, None], True, r"shape \(3, 2, 1\)"),
         (lambda theta: theta[None], False, r"shape \(1, 2\) for one point"),
-        (lambda theta: theta[: 1 + int(theta[0] > 0)], False, "rows of 1 numbers and rows of 2"),
+        (lambda theta: theta[: 1 + int(theta[0] > 0)], False, "rows of 1 number and rows of 2"),
         (lambda theta: [["a"] * 2] * len(theta), True, "not a number"),
     ],
 )
@@ -423,7 +434,7 @@ def test_a_network_learns_from_all_simulations_of_a_proposal_that_is_much_too_wi
     ("proposal", "said"),
     [
         (wk.Target(sampler=lambda n: torch.randn(n, 2), dim=2), "the proposal has only sampler"),
-        (Normal(0.0, 1.0), "1 columns, and the prior has 2"),
+        (Normal(0.0, 1.0), "1 column, and the prior has 2"),
     ],
 )
 def test_a_proposal_without_density_or_of_another_size_is_refused(proposal, said):
@@ -503,6 +514,24 @@ def test_calibration_passes_the_right_posterior_and_fails_biased_and_narrow_ones
         found = made.calibration(wrong)
         assert found.differs and str(found).startswith("Not calibrated on 1,000 unseen rows")
     assert {one.name for one in found.columns} == {"theta1", "theta2", "joint density"}
+
+
+def test_calibration_notices_a_posterior_that_loses_a_narrow_mode():
+    """x = −θ below 0 and 10 θ above, with noise 0.1: the mode above 0 is a tenth as wide, and has an eleventh of the mass."""
+    prior = Uniform(-3 * torch.ones(1, dtype=DTYPE), 3 * torch.ones(1, dtype=DTYPE))
+    simulator = wk.Simulator(prior=prior, simulate=lambda theta: noisy(torch.where(theta < 0, -10 * theta, 100 * theta)) / 10)
+    made = simulator.run(2_000)
+    inside = (made.data[:, 0] > 0.5) & (made.data[:, 0] < 2.5)  # away from the ends of the box
+    kept = wk.Simulations(prior=prior, parameters=made.parameters[inside], data=made.data[inside])
+
+    def posterior(x, narrow):
+        of_x = torch.as_tensor(x)
+        weights = torch.tensor([1 - narrow, narrow], dtype=DTYPE).expand(len(of_x), 2)
+        modes = Normal(torch.cat([-of_x, of_x / 10], 1)[..., None], torch.tensor([0.1, 0.01], dtype=DTYPE)[:, None])
+        return MixtureSameFamily(Categorical(weights), Independent(modes, 1))
+
+    assert not kept.calibration(lambda x: posterior(x, 1 / 11)).differs
+    assert kept.calibration(lambda x: posterior(x, 1e-6)).differs
 
 
 def test_calibration_counts_weights_of_a_proposal():
@@ -595,7 +624,12 @@ def test_laws_and_columns_are_matched_by_name():
         found = wk.Simulations(**{"prior": prior, "parameters": theta, "data": x, **other})
         assert torch.equal(found.parameters, theta) and torch.equal(found.weights.log_weights, straight.weights.log_weights)
     named = pd.DataFrame(theta.numpy(), columns=["u", "v"])
-    for wrong in ({"proposal": {"u": law(1.1), "v": law(1.4)}}, {"proposal": {"a": law(1.1)}}, {"parameters": named}):
+    partial = wk.Simulations(prior=prior, parameters=theta, data=x, proposal={"b": law(1.4)})
+    whole = wk.Simulations(prior=prior, parameters=theta, data=x, proposal={"a": law(1.0), "b": law(1.4)})
+    assert torch.equal(partial.weights.log_weights, whole.weights.log_weights)  # `a` was drawn from the prior
+    drawn = wk.Simulator(prior=prior, simulate=noisy, proposal={"b": law(9.0)}).run(400).parameters.std(0)
+    assert 0.8 < float(drawn[0]) < 1.2 and float(drawn[1]) > 7
+    for wrong in ({"proposal": {"u": law(1.1), "v": law(1.4)}}, {"proposal": {"u": law(1.1)}}, {"parameters": named}):
         with pytest.raises(wk.InputError, match="those of the parameters `a`, `b`. Give each parameter under its name"):
             wk.Simulations(**{"prior": prior, "parameters": theta, "data": x, **wrong})
 
@@ -612,3 +646,25 @@ def test_targets_with_names_are_matched_by_name_too():
     assert torch.equal(found.parameters, theta) and found.names == ("a", "b")
     with pytest.raises(wk.InputError, match="its parameters are `b`, `a`. Give them as `a`, `b`"):
         wk.Simulations(prior=named("a", "b"), parameters=theta, data=theta, proposal=named("b", "a"))
+
+
+def test_laws_of_several_parameters_in_another_order_than_the_table_are_refused():
+    theta, x = pairs(300)
+    theta = torch.cat([theta, torch.randn(300, 1, generator=torch.Generator().manual_seed(1), dtype=DTYPE)], 1)
+    one = Normal(torch.zeros((), dtype=DTYPE), 1.0)
+    table, unnamed = pd.DataFrame(theta.numpy(), columns=["a1", "a2", "b"]), [PRIOR, one]
+    straight = wk.Simulations(prior=unnamed, parameters=table, data=x, proposal={"a": wide(1.5), "b": one})
+    with pytest.raises(wk.InputError, match="its parameters are `b`, `a1`, `a2`. Give them as `a1`, `a2`, `b`"):
+        wk.Simulations(prior=unnamed, parameters=table, data=x, proposal={"b": one, "a": wide(1.5)})
+    with pytest.raises(wk.InputError, match="Give each parameter under its name"):  # unnamed laws say nothing of the others
+        wk.Simulations(prior=unnamed, parameters=table, data=x, proposal={"b": one})
+    by_name = wk.Simulations(prior={"a": PRIOR, "b": one}, parameters=table, data=x, proposal={"b": one, "a": wide(1.5)})
+    assert torch.equal(by_name.weights.log_weights, straight.weights.log_weights)
+
+
+def test_all_parameters_that_were_given_are_compared_with_their_distribution():
+    theta, x = pairs(4_000)
+    theta[200:] *= 1.3
+    few = wk.convert(wk.Simulations(prior=PRIOR, parameters=theta, data=x), n=200).origin
+    assert not few.reliable and "don't look like draws of the prior" in few.trust
+    assert "the data `x1`, `x2` and the parameters `theta1`, `theta2`" in few.source

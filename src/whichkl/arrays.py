@@ -42,7 +42,8 @@ def tensor_of(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values
     try:
-        return torch.from_numpy(np.asarray(values))
+        array = np.asarray(values)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())  # pandas gives views that can't be written
     except (TypeError, ValueError, RuntimeError) as error:
         because = f"a `{type(values).__name__}` holds something else"
         raise InputError(cannot("read numbers", because, "Give a tensor or an array of numbers")) from error
@@ -234,7 +235,7 @@ def read_names(names: Sequence[str] | None, samples: Any, dim: int, *, is_respon
         return default_names(dim, "y" if is_response else "x")
     if len(names) != dim or len(set(names)) != dim:
         twice = sorted({str(name) for name in names if list(names).count(name) > 1})
-        because = f"`{twice[0]}` appears twice" if twice else f"{len(names)} names were given for {dim} coordinates"
+        because = f"`{twice[0]}` appears twice" if twice else f"the names given are {len(names)}, and the coordinates {dim}"
         raise InputError(cannot("use these `names`", because, "Give each coordinate its own name"))
     return tuple(str(name) for name in names)
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from whichkl import __version__
-from whichkl._checks import InputError, ResourceError, WhichklError, cannot
+from whichkl._checks import InputError, ResourceError, cannot
 from whichkl.commands import console, convert, exits
 from whichkl.commands.advise import advise
 from whichkl.commands.audit import audit
@@ -23,7 +23,7 @@ from whichkl.commands.estimate import estimate
 from whichkl.commands.fit import fit
 from whichkl.commands.score import score
 from whichkl.commands.verify import verify
-from whichkl.commands.wording import with_options
+from whichkl.commands.wording import in_options, in_words
 from whichkl.printable import one_line
 from whichkl.progress import switch_off
 
@@ -35,18 +35,15 @@ class _Command(TyperCommand):
         """Run it, and replace the errors that typer would handle itself."""
         from whichkl.user_code import said_of
 
+        options = {str(one.name): max(one.opts, key=len) for one in self.params if one.opts[0].startswith("-")}
         try:
-            with console.results_apart():
+            with console.results_apart(), in_options(options):
                 return super().invoke(ctx)
         except (SystemExit, GeneratorExit, EOFError) as error:
             because = f"in your own code, {said_of(error)}"
             raise InputError(cannot("go on", because, "Remove that from your code")) from error
         except OSError as error:
             raise ResourceError(exits.described(error)) from error
-        except WhichklError as error:
-            options = {str(one.name): max(one.opts, key=len) for one in self.params if one.opts[0].startswith("-")}
-            error.args = (with_options(str(error), options), *error.args[1:])
-            raise
 
 
 class _Group(TyperGroup):
@@ -75,7 +72,7 @@ def _printable_usage() -> Iterator[None]:
         yield
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "message"):
-            error.message = one_line(str(error.message))
+            error.message = in_words(one_line(str(error.message)))
         raise
 
 

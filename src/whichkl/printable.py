@@ -73,6 +73,15 @@ def _brief_value(value: Any) -> str:
     return shorten(f"{value:.6g}" if isinstance(value, float) else repr(value), _MAX_BRIEF_VALUE)
 
 
+def count_of(n: int, noun: str) -> str:
+    """Return a number of things, whose plural ends in s.
+
+    >>> count_of(1, "row"), count_of(5_000, "row")
+    ('1 row', '5,000 rows')
+    """
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def shorten(text: str, most: int) -> str:
     """Cut a text to at most this many characters.
 

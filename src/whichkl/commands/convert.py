@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -11,9 +12,11 @@ from whichkl._checks import InputError, cannot
 from whichkl.commands import console, exits, options
 from whichkl.commands.converted_file import check_output, write_converted
 from whichkl.commands.observables import observables
+from whichkl.commands.wording import of_file
+from whichkl.files.writing import origin_file
+from whichkl.printable import count_of
 
 if TYPE_CHECKING:
-    from whichkl.samples import Table
     from whichkl.targets import Target
 
 Out = Annotated[
@@ -50,14 +53,15 @@ def moments(
         exits.load_torch()
         from whichkl.conversions.convert import convert
         from whichkl.conversions.moments import Moments
-        from whichkl.targets import Target
 
         tell("reading the draws", float("nan"))
-        table = options.read_table(frames, columns=columns, drop=drop, missing=missing, thousands=thousands)
-        f, names = _observed(of, table)
-        reference = Target(samples=table.values, names=table.names)
+        reference = options.read_draws(frames, columns=columns, drop=drop, missing=missing, thousands=thousands)
+        f, names = _observed(of, reference)
         errors = None if stderr is None else _numbers(stderr, "--stderr")
         m = _numbers(values, "--values")
+        if names is not None and len(names) != len(m):
+            because = f"`--of` names {count_of(len(names), 'observable')}, and `--values` has {count_of(len(m), 'number')}"
+            raise InputError(cannot("use these moments", because, "Give one value per observable"))
         target = convert(Moments(of=f, values=m, stderr=errors, reference=reference, names=names))
     _deliver(target, out, as_json)
 
@@ -82,10 +86,12 @@ def labels(
         from whichkl.targets import Target
 
         tell("reading the draws", float("nan"))
-        table = options.read_table(draws, columns=columns, drop=drop, missing=missing, thousands=thousands)
-        x, chosen = options.split_column(table, passed, "--passed")
-        names = [name for name in table.names if name != passed]
-        target = convert(Labels(draws=Target(samples=x, names=names), passed=chosen))
+        read = options.read_draws(draws, columns=columns, drop=drop, missing=missing, thousands=thousands)
+        chosen = options.column_of(read, passed, "--passed")
+        others = [name for name in read.names if name != passed]
+        x = Target(samples=cast(Any, read.samples)[:, [read.names.index(name) for name in others]], names=others)
+        x.weights = read.weights  # which labels refuse
+        target = convert(Labels(draws=x, passed=chosen))
     _deliver(target, out, as_json)
 
 
@@ -112,11 +118,14 @@ def comparisons(
         from whichkl.targets import Target
 
         tell("reading the pairs", float("nan"))
-        a, b = (options.read_table(path, columns=columns, drop=drop) for path in (winners, losers))
-        if tuple(a.names) != tuple(b.names):
+        a, b = (options.read_draws(path, columns=columns, drop=drop) for path in (winners, losers))
+        if a.names != b.names:
             because = f"`{winners}` has {', '.join(a.names)} and `{losers}` has {', '.join(b.names)}"
             raise InputError(cannot("compare these files", because, "Give both the same columns, in the same order"))
-        found = convert(Comparisons(winners=a.values, losers=b.values, noise=noise, names=list(a.names)), seed=seed)
+        if a.weights is not None or b.weights is not None:
+            because = "a row is an answer, and the rows of one of them have weights"
+            raise InputError(cannot("compare these files", because, "Give files of answers"))
+        found = convert(Comparisons(winners=a.samples, losers=b.samples, noise=noise, names=list(a.names)), seed=seed)
         tell("drawing from the density", float("nan"))
         x = fit(found, seed=seed).draws(rows, corrected=True, seed=seed) if found.sampler is None else found.draws(rows, seed)
         drawn = Target(samples=x, names=list(a.names))
@@ -162,10 +171,12 @@ def simulations(
 
         laws, proposed = _laws(prior, "--prior"), _proposal(proposal)
         tell("reading the simulations", float("nan"))
-        read = read_simulations(table, laws, proposed, columns=columns, drop=drop, missing=missing)
-        source: Any = read.log_densities if isinstance(proposed, str) else proposed and {**laws, **proposed}
-        target = convert(Simulations(prior=laws, parameters=read.theta, data=read.data, proposal=source), seed=seed)
-        target.context_names = read.data_names
+        column = proposed if isinstance(proposed, str) else None
+        read = read_simulations(table, laws, column, columns=columns, drop=drop, missing=missing)
+        source: Any = proposed if column is None else read.log_densities
+        made = Simulations(prior=laws, parameters=read.theta, data=read.data, proposal=source)
+        made.data_names = read.data_names
+        target = convert(made, seed=seed)
     _deliver(target, out, as_json)
 
 
@@ -176,8 +187,9 @@ def _laws(texts: list[str], option: str) -> dict[str, Any]:
     laws: dict[str, Any] = {}
     for text in texts:
         name, equals, law = (part.strip() for part in text.partition("="))
-        if not equals or name in laws:
-            because = f"`{name}` appears twice" if equals else "it doesn't name a parameter"
+        because = "it doesn't name a parameter" if not (equals and name) else f"`{name}` appears twice" if name in laws else ""
+        if because or not law:
+            because = because or "it names no law"
             raise InputError(cannot(f"use `{option} '{text}'`", because, f"Write, say, `{option} 'rate=Gamma(2,1)'`, once each"))
         laws[name] = named(law.replace(" ", ""))
     return laws
@@ -185,12 +197,16 @@ def _laws(texts: list[str], option: str) -> dict[str, Any]:
 
 def _proposal(texts: list[str] | None) -> dict[str, Any] | str | None:
     """Return the laws of a proposal, or the column of its log densities."""
-    if texts is None or len(texts) != 1 or "=" in texts[0]:
-        return None if not texts else _laws(texts, "--proposal")
-    return texts[0].strip()
+    columns = [text.strip() for text in texts or () if "=" not in text and "(" not in text]
+    if texts and columns:
+        if len(texts) > 1:
+            because = f"the log densities in the column `{columns[0]}` are those of all parameters together"
+            raise InputError(cannot("use several `--proposal`", because, "Give that column alone, or a law per parameter"))
+        return columns[0]
+    return _laws(texts, "--proposal") if texts else None
 
 
-def _observed(of: str, table: Table) -> tuple[Any, list[str] | None]:
+def _observed(of: str, draws: Target) -> tuple[Any, list[str] | None]:
     """Return what the moments are of at the draws, with their names; or the user's function."""
     from whichkl.user_code import load_function, looks_like_code
 
@@ -200,7 +216,7 @@ def _observed(of: str, table: Table) -> tuple[Any, list[str] | None]:
     if not texts or len(set(texts)) < len(texts):
         because = "it names nothing" if not texts else "an observable appears twice"
         raise InputError(cannot(f"use `--of {of}`", because, "Name each observable once, separated by commas"))
-    return observables(texts, table.values, table.names), texts
+    return observables(texts, cast(Any, draws.samples).cpu().numpy(), draws.names), texts
 
 
 def _numbers(text: str, option: str) -> list[float]:
@@ -212,14 +228,21 @@ def _numbers(text: str, option: str) -> list[float]:
 
 
 def _deliver(target: Target, out: Path | None, as_json: bool) -> None:
-    """Write the samples, and print the origin and the next command."""
-    following = write_converted(target, out)
+    """Write the samples, and print the origin, what was written, and the next command."""
+    origin: Any = target.origin
+    said = {name: tuple(map(of_file, getattr(origin, name))) for name in ("assumed", "unknown", "left_out")}
+    target.origin = origin = replace(origin, **said, trust=of_file(origin.trust))
+    written = write_converted(target, out)
+    rows = len(cast(Any, target.samples))
     if as_json:
-        origin, x = cast(Any, target.origin), cast(Any, target.samples)
-        console.print_json({"origin": origin.to_dict(), "rows": len(x), "out": None if out is None else str(out)})
+        console.print_json({"origin": origin.to_dict(), "rows": rows, "out": None if out is None else str(out)})
         return
     console.say(str(target))
-    console.say(f"Next: {following}" if out is not None else "Pass `--out FILE` for the samples, which `whichkl fit` reads.")
+    if written is None or out is None:
+        console.say("Nothing was written: pass `--out FILE` for the samples, which `whichkl fit` reads.")
+        return
+    console.say(f"Wrote {out}: {count_of(rows, 'row')} of {', '.join(written.columns)}; and {origin_file(out)}.")
+    console.say(f"Next: {written.following}")
 
 
 app = typer.Typer(

@@ -8,7 +8,8 @@ import typer
 
 from whichkl._checks import InputError, WhichklError, cannot
 from whichkl.commands import console, exits
-from whichkl.commands.options import AsJson, Categories, Columns, Drop, Missing, Seed, Thousands, of_equal_weight, read_side
+from whichkl.commands.options import AsJson, Categories, Columns, Drop, Missing, Seed, Thousands, read_side
+from whichkl.commands.wording import with_options
 
 _OTHER_DIRECTION = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
 
@@ -76,10 +77,8 @@ def estimate(
         from whichkl.divergences.dispatch import estimate as run_estimate
 
         reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
-        first, second = read_side(p, form, p_chains, p_weights, **reading), read_side(q, form, q_chains, q_weights, **reading)
-        said = [""] * 2
-        if not categories:  # labels are counted with their weights
-            (first, said[0]), (second, said[1]) = of_equal_weight(first, "p", seed), of_equal_weight(second, "q", seed)
+        first = read_side("p", p, form, p_chains, p_weights, **reading)
+        second = read_side("q", q, form, q_chains, q_weights, **reading)
         knobs: dict[str, Any] = {"weight": weight, "weight_on_forward": weight_on_forward, "order": order}
         knobs |= {"seed": seed, "form": form, "method": method}
         asked = run_estimate(p=first, q=second, divergence=divergence, **knobs)
@@ -91,11 +90,9 @@ def estimate(
                 other = str(error)
     if as_json:
         back = {"error": other} if isinstance(other, str) else None if other is None else _as_json(other)
-        console.print_json({"p": p, "q": q, **_as_json(asked), "other_direction": back, "weighted": [*filter(None, said)]})
+        console.print_json({"p": p, "q": q, **_as_json(asked), "other_direction": back})
         return
     _show(f"p = {p}, q = {q}", [one for one in (asked, other) if hasattr(one, "to_dict")])
-    for sentence in filter(None, said):
-        console.say(sentence)
     if isinstance(other, str):
         console.say(f"The other direction: {other}")
 
@@ -136,7 +133,8 @@ def _show(title: str, results: list[Any]) -> None:
     for one in results:
         console.say(one.sentence)
         for note in one.notes:
-            console.say(f"  · {note}")
+            side = "q" if " of q is data" in note else "p"
+            console.say(f"  · {with_options(note, {'weights': f'--{side}-weights', 'drop': '--drop'})}")
 
 
 def _as_json(one: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whichkl._checks import InputError, cannot, quoted
-from whichkl.commands.converted_file import own_weights, read_origin
+from whichkl.commands.wording import in_options
 
 if TYPE_CHECKING:
     from whichkl.families import Family
@@ -152,36 +152,9 @@ def read_target(
     x = None if given is None else listed([given])
     if weights is not None and samples is None:
         raise InputError(cannot("use `--weights`", "there are no samples to weight", "Name a file of samples"))
-    w = None if samples is None else _read_weights(samples, weights, "--weights", reading)
     with typed_options(tuple(reading)):
-        given_as = {"log_prob": function, "dim": dim, "support": _support(support), "given": x, "weights": w}
-        target = Target(samples=samples, **given_as, **as_keywords(reading))
-    if samples is not None and samples.is_file():
-        target.origin = read_origin(samples)
-    return target
-
-
-def _read_weights(samples: Path, column: str | None, option: str, reading: dict[str, Any]) -> Any:
-    """Return the weights of a file's rows, and drop their column from what is read; None if there are none.
-
-    A file that `whichkl convert` wrote names its column of weights, which is used by default.
-
-    Raises:
-        InputError: the path is a folder, or there is no such column.
-    """
-    if column is None:
-        column = own_weights(samples)
-        if column is None or column in listed(reading.get("drop") or ()):
-            return None
-    if samples.is_dir():
-        because = "a folder is read in parts, and weights need all rows in memory"
-        raise InputError(cannot(f"use `{option}`", because, "Name one file"))
-    if column in listed(reading.get("columns") or ()):
-        because = "it holds the weights of the rows"
-        raise InputError(cannot(f"use the column `{column}` as data", because, "Leave it out of `--columns`, or drop it"))
-    if reading.get("columns") is None:
-        reading["drop"] = [*(reading.get("drop") or ()), _joined([column])]
-    return read_table(samples, columns=[_joined([column])], thousands=reading.get("thousands")).values[:, 0]
+        given_as = {"log_prob": function, "dim": dim, "support": _support(support), "given": x, "weights": weights}
+        return Target(samples=samples, **given_as, **as_keywords(reading))
 
 
 def read_table(path: Path, **reading: Any) -> Table:
@@ -192,17 +165,28 @@ def read_table(path: Path, **reading: Any) -> Table:
         return read_samples(path, Reading.of(**as_keywords(reading)))
 
 
-def split_column(table: Table, name: str, option: str) -> tuple[Any, Any]:
-    """Return the other columns of a table, and the column of this name.
+def read_draws(path: Path, **reading: Any) -> Target:
+    """Read a file of samples into memory, with the weights that its origin names."""
+    from whichkl.targets import Target
+
+    with typed_options(tuple(reading)):
+        found = Target(samples=path, **as_keywords(reading))
+    if found.stream is None:
+        return found
+    table = read_table(path, **reading)
+    return Target(samples=table.values, names=table.names)
+
+
+def column_of(draws: Target, name: str, option: str) -> Any:
+    """Return the column of this name.
 
     Raises:
         InputError: there is none, or no other.
     """
-    if name not in table.names or len(table.names) == 1:
-        because = f"there is no column `{name}`, but {quoted(table.names)}" if name not in table.names else "no column is left"
+    if name not in draws.names or draws.dim == 1 or draws.samples is None:
+        because = f"there is no column `{name}`, but {quoted(draws.names)}" if name not in draws.names else "no column is left"
         raise InputError(cannot(f"use `{option} {name}`", because, "Name one of several columns"))
-    i = table.names.index(name)
-    return table.values[:, [j for j in range(len(table.names)) if j != i]], table.values[:, i]
+    return draws.samples[:, draws.names.index(name)]
 
 
 def _distribution(samples: Path, others: dict[str, Any]) -> Target:
@@ -281,28 +265,8 @@ def read_family(text: str | None, target: Target) -> Family:
     return default_family(target) if text is None else family_named(text)
 
 
-def of_equal_weight(side: Any, name: str, seed: int) -> tuple[Any, str]:
-    """Return weighted samples as fewer rows of equal weight, which every method takes, and a sentence on it.
-
-    Raises:
-        InputError: fewer than two rows are left.
-    """
-    if getattr(side, "weights", None) is None:
-        return side, ""
-    from whichkl.goodness.draws import equal_rows
-    from whichkl.targets import Target
-
-    x, _ = equal_rows(side.samples, side.weights, None, len(side.samples), seed)
-    said = f"{len(x):,} of the {len(side.samples):,} weighted rows of {name} were used: a row stays with chance w / max w."
-    if len(x) < 2:
-        raise InputError(cannot(f"use the weights of {name}", f"only {len(x)} rows are left", "Give more rows of similar weight"))
-    few = Target(samples=x, names=side.names)
-    few.origin = side.origin
-    return few, said
-
-
-def read_side(text: str, form: str, chains: int | None, weights: str | None = None, **reading: Any) -> Any:
-    """Read one side of an estimate: a distribution such as ``Normal(0,1)``, or a file of samples, weighted or Markov chains.
+def read_side(name: str, text: str, form: str, chains: int | None, weights: str | None, **reading: Any) -> Any:
+    """Read p or q, the `name`: a distribution such as ``Normal(0,1)``, or a file of samples, weighted or Markov chains.
 
     Raises:
         InputError: it can't be read, or it isn't a file of samples and has chains or weights.
@@ -318,8 +282,5 @@ def read_side(text: str, form: str, chains: int | None, weights: str | None = No
         return named(text)
     if form != "samples":
         return read_table(Path(text), **reading).values
-    w = _read_weights(Path(text), weights, "the column of weights", reading)
-    with typed_options(tuple(reading)):
-        target = Target(samples=Path(text), chains=chains, weights=w, **as_keywords(reading))
-    target.origin = read_origin(Path(text))
-    return target
+    with typed_options(tuple(reading)), in_options({"weights": f"--{name}-weights", "chains": f"--{name}-chains"}):
+        return Target(samples=Path(text), chains=chains, weights=weights, **as_keywords(reading))

@@ -11,6 +11,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.commands import console, exits
 from whichkl.commands.options import AsJson, Seed, check_exists, typed_options
 from whichkl.files.writing import refuse_existing
+from whichkl.printable import count_of
 
 if TYPE_CHECKING:
     from whichkl.fitting import Fit
@@ -56,7 +57,7 @@ def score(
     if as_json:
         console.print_json({"fit": str(fit), "samples": str(samples), **result.to_dict()})
         return
-    _show(loaded, result.rows, f"The {len(result.rows)} strangest of {result.count:,} row{'s' * (result.count > 1)}")
+    _show(loaded, result.rows, f"The {len(result.rows)} strangest of {count_of(result.count, 'row')}")
     for line in result.sentences:
         console.say(line)
     if out is not None:

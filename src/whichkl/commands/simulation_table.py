@@ -27,14 +27,14 @@ class SimulationTable:
 
 
 def read_simulations(
-    path: Path, parameters: Iterable[str], proposal: Iterable[str] | None, missing: str = "refuse", **reading: Any
+    path: Path, parameters: Iterable[str], proposal: str | None, missing: str = "refuse", **reading: Any
 ) -> SimulationTable:
     """Read parameters, which must be there, and data, which may be missing.
 
     Args:
         path: the file.
         parameters: the names of their columns.
-        proposal: the parameters of its laws, or the column of its log densities.
+        proposal: the column of its log densities, if there is one.
         missing: what to do with missing parameters.
         reading: `columns` and `drop`.
 
@@ -42,7 +42,11 @@ def read_simulations(
         InputError: a column isn't there, or has a cell that isn't a number.
     """
     whole = read_table(path, missing="drop", **reading)
-    known = list(dict.fromkeys([*parameters, *((proposal,) if isinstance(proposal, str) else proposal or ())]))
+    known = [*parameters, *([] if proposal is None else [proposal])]
+    if proposal is not None and known.count(proposal) > 1:
+        because = f"the column `{proposal}` is a parameter, and its law has the form LAW(NUMBERS)"
+        instead = f"Write, say, `--proposal '{proposal}=Normal(0,2)'`, or name the column of the log densities"
+        raise InputError(cannot(f"use `--proposal {proposal}`", because, instead))
     names = tuple(name for name in whole.names if name not in known)
     if (absent := [name for name in known if name not in whole.names]) or not names:
         because = f"there is no column `{absent[0]}`" if absent else "no column is left for the data"
@@ -54,4 +58,4 @@ def read_simulations(
     data[np.searchsorted(rows, finished)] = whole.values[:, [whole.names.index(name) for name in names]]
     is_parameter = [name != proposal for name in known]
     theta, others = given.values[:, is_parameter], given.values[:, np.logical_not(is_parameter)]
-    return SimulationTable(theta, data, names, others[:, 0] if isinstance(proposal, str) else np.zeros(0))
+    return SimulationTable(theta, data, names, np.zeros(0) if proposal is None else others[:, 0])

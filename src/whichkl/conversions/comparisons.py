@@ -20,6 +20,7 @@ from whichkl.conversions.comparison_pairs import Pairs
 from whichkl.conversions.comparison_process import CENTERS, Process, fit_process
 from whichkl.conversions.comparison_reach import MAX_SHARE_ELSEWHERE, Places, Reach, reach_of
 from whichkl.families.mixture import mixture, mixture_parts
+from whichkl.printable import count_of
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 from whichkl.targets.column_constraints import Support
@@ -101,7 +102,7 @@ class Comparisons:
         self.winners, self.losers, self.ties = a[~is_tie], b[~is_tie], int(is_tie.sum())
         if len(self.winners) < _MIN_PAIRS:
             ties = f", apart from {self.ties} of a point with itself" * bool(self.ties)
-            because = f"there are {len(self.winners)} comparisons{ties}, and at least {_MIN_PAIRS} are needed"
+            because = f"there are {count_of(len(self.winners), 'comparison')}{ties}, and at least {_MIN_PAIRS} are needed"
             raise InputError(cannot("convert these comparisons", because, "Compare more pairs; some hundreds are useful"))
 
     @typed
@@ -144,8 +145,8 @@ class Comparisons:
         """Say what was assumed, what can't be known, what was left out, and how far to trust it."""
         pairs, used, mean = len(self.winners), len(loss), float(loss.mean())
         is_informative = _COIN - mean > 2 * float(loss.std()) / math.sqrt(used)
-        left_out = [f"{self.ties:,} comparisons of a point with itself: they tell nothing."] * bool(self.ties)
-        left_out += [f"{pairs - used:,} comparisons at random: {used:,} are used at most."] * (pairs > used)
+        left_out = [f"{count_of(self.ties, 'comparison')} of a point with itself: they tell nothing."] * bool(self.ties)
+        left_out += [f"{count_of(pairs - used, 'comparison')} at random: {used:,} are used at most."] * (pairs > used)
         share = float((loss < _COIN).double().mean())
         trust = [
             f"The model predicts {share:.0%} of unseen answers; its loss is {mean:.3f} nats, and that of a coin {_COIN:.3f}.",
@@ -158,7 +159,7 @@ class Comparisons:
             trust.append(f"This is more than {MAX_SHARE_ELSEWHERE:.0%}, so the density isn't reliable: compare points there.")
         trust += [reach.doubt] * bool(reach.doubt)
         return Origin(
-            source=f"{pairs:,} comparisons of two points with {len(self.names)} column{'s' * (len(self.names) != 1)}.",
+            source=f"{count_of(pairs, 'comparison')} of two points with {count_of(len(self.names), 'column')}.",
             assumed=(
                 f"The point a wins against b with probability σ((log p(a) − log p(b)) / noise), noise = {self.noise:g}.",
                 f"{model}. Of {len(losses)} models, this is the simplest that predicts unseen answers about as well as the best: "

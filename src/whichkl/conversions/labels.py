@@ -12,6 +12,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import tensor_of
 from whichkl.conversions.reweighted import Reweighted
+from whichkl.printable import count_of
 from whichkl.targets import Target
 from whichkl.targets.origin import Origin
 
@@ -65,7 +66,8 @@ class Labels:
         x = drawn.samples
         if x is None or drawn.weights is not None or drawn.chains is not None or drawn.context_names:
             because = "they aren't independent draws of equal weight in memory"
-            raise InputError(cannot("use these `draws`", because, "Pass an (n, d) array, a DataFrame or a file"))
+            instead = "Pass an (n, d) array, a DataFrame or a file of draws of the model itself, without weights"
+            raise InputError(cannot("use these `draws`", because, instead))
         passed = _read_passed(self.passed, len(x)).to(x.device)
         yes, no = int(passed.sum()), int((~passed).sum())
         if yes == 0 or no == 0:
@@ -76,7 +78,7 @@ class Labels:
         if self.model is not None:
             model = self._model(drawn.dim)
             if min(yes, no) < _MIN_ROWS:
-                because = f"{yes:,} draws passed and {no:,} failed, and P(pass | x) needs at least {_MIN_ROWS} of each"
+                because = f"{count_of(yes, 'draw')} passed and {no:,} failed, and P(pass | x) needs at least {_MIN_ROWS} of each"
                 raise InputError(cannot("learn which draws pass", because, "Label more draws, or leave `model=` out"))
             from whichkl.conversions.acceptance import fit_acceptance
 
@@ -89,19 +91,18 @@ class Labels:
     def _model(self, dim: int) -> Target:
         model = Target.of(self.model)
         if model.density is None or model.dim != dim:
-            because = (
-                "it has no log density" if model.density is None else f"it has {model.dim} columns, and the draws have {dim}"
-            )
+            because = f"it has {count_of(model.dim, 'column')}, and the draws have {dim}"
+            because = "it has no log density" if model.density is None else because
             raise InputError(cannot("use this `model`", because, "Pass the model of the draws, or leave `model=` out"))
         return model
 
     def _origin(self, yes: int, no: int, learnt: Any) -> Origin:
         assumed = ["The draws are independent draws of the model, and the draw alone decides whether it passes."]
-        left_out = f"{no:,} draws that failed: they aren't samples of the target."
-        trust = f"{yes / (yes + no):.3g} of the draws passed, and they are draws of the target itself."
+        left_out = f"{count_of(no, 'draw')} that failed: not samples of the target."
+        trust = f"{yes / (yes + no):.1%} of the draws passed, and they are draws of the target itself."
         if learnt is not None:
             assumed.append(f"log P(pass | x) is logistic regression on {learnt.label}.")
-            left_out = f"{no:,} draws that failed: they aren't samples of the target, and show in P(pass | x) alone."
+            left_out = f"{count_of(no, 'draw')} that failed: not samples of the target, and used for P(pass | x) alone."
             trust += (
                 f" On unseen draws the log loss of P(pass | x) is {learnt.loss:.4g} nats, and {learnt.loss_without:.4g} nats"
                 " without features."
@@ -122,7 +123,7 @@ def _read_passed(passed: Any, n: int) -> Bool[Tensor, " n"]:
         raise InputError(cannot(_DO, f"`passed` is a `{type(passed).__name__}`", instead))
     given = tensor_of(passed)
     if given.is_complex() or tuple(given.shape) != (n,):
-        raise InputError(cannot(_DO, f"`passed` has shape {tuple(given.shape)}, and there are {n} draws", instead))
+        raise InputError(cannot(_DO, f"`passed` has shape {tuple(given.shape)}, and there are {count_of(n, 'draw')}", instead))
     wrong = (given != 0) & (given != 1)
     if bool(wrong.any()):
         row = int(wrong.int().argmax())

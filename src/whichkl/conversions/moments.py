@@ -18,6 +18,7 @@ from whichkl.arrays import default_names, read_matrix, read_names, tensor_of
 from whichkl.chains import thinning
 from whichkl.conversions.projection import Dual, Projection
 from whichkl.conversions.reweighted import Reweighted
+from whichkl.printable import count_of
 from whichkl.targets import Target
 from whichkl.targets.calling import values_of
 from whichkl.targets.column_constraints import Support
@@ -83,7 +84,7 @@ class Moments:
         m = _vector(self.values, "values")
         s = torch.zeros_like(m) if self.stderr is None else _vector(self.stderr, "stderr")
         if len(s) not in (1, len(m)):
-            because = f"there are {len(s)} standard errors for {len(m)} values"
+            because = f"there are {count_of(len(s), 'standard error')} for {count_of(len(m), 'value')}"
             raise InputError(cannot("use this `stderr`", because, "Give one per value"))
         if bool((s < 0).any()):
             raise InputError(cannot("use this `stderr`", f"it is {float(s.min()):g}, below 0", "Give standard errors"))
@@ -232,7 +233,7 @@ class _Conversion:
             f = read_matrix(of, torch.float64, "cpu", "values of f")
             count = 0 if self.reference.samples is None else len(self.reference.samples)
             if len(f) != count:
-                because = f"there are {len(f)} rows of `of`, and the reference has {count} draws"
+                because = f"there are {count_of(len(f), 'row')} of `of`, and the reference has {count_of(count, 'draw')}"
                 raise InputError(cannot(_DO, because, "Give one row per draw"))
             f = f if self.rows is None else f[self.rows]
             check_finite(f, default_names(f.shape[1], "f"), "values of f")
@@ -243,8 +244,10 @@ class _Conversion:
 
     def _origin(self, found: Projection, target: Target, worth: str, share: float) -> MomentsOrigin:
         k, evidence = len(self.values), self.evidence
-        size = f"{len(target.samples):,} draws of a reference" if target.samples is not None else "the density of a reference"
-        assumed = ["The target is the distribution nearest to the reference, in KL(q‖r), of those with these moments."]
+        size = "the density" if target.samples is None else count_of(len(target.samples), "draw")
+        assumed = [
+            "The target q is the distribution nearest to the reference r, in KL(q‖r), with these moments of f: q ∝ r exp(λ·f)."
+        ]
         if evidence.reference is None:
             assumed.append("The reference is uniform on the support.")
         exact = "The values of the moments are exact."
@@ -256,7 +259,7 @@ class _Conversion:
         if not is_sound:
             trust += f" Below {100 * _MIN_SHARE:.0f} % they carry no conclusion: take a reference nearer to these moments."
         return MomentsOrigin(
-            f"{k} moment{'s' * (k != 1)} and {size}.",
+            f"{count_of(k, 'moment')} and {size} of a reference.",
             assumed=tuple(assumed),
             unknown=("Every property of the target that neither the reference nor these moments determine.",),
             left_out=tuple(self.left_out),
@@ -268,7 +271,7 @@ class _Conversion:
 
 
 def _other_width(columns: int, values: int) -> InputError:
-    because = f"`of` has {columns} columns, and there are {values} values"
+    because = f"`of` has {count_of(columns, 'column')}, and `values` has {count_of(values, 'number')}"
     return InputError(cannot(_DO, because, "Give one value per column of f"))
 
 

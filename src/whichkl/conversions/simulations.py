@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_finite, check_seed, quoted
-from whichkl.arrays import default_names, read_matrix, read_names
+from whichkl.arrays import default_names, read_matrix
 from whichkl.conversions.simulations_origin import SimulationOrigin
-from whichkl.conversions.simulations_prior import order_of, parameter_names, read_prior
+from whichkl.conversions.simulations_prior import order_of, parameter_names, read_prior, read_proposal
 from whichkl.conversions.simulations_weights import ProposalWeights, log_ratio
 from whichkl.goodness import Calibration, transform_calibration
+from whichkl.printable import count_of
 from whichkl.process.torch_modes import plain_modes
+from whichkl.samples.table import as_frame, column_names, is_frame
 from whichkl.targets import Target
 
 _REFERENCE_DRAWS = 10_000
@@ -27,6 +30,8 @@ _MAX_P_VALUE = 1e-4
 """Largest p-value of that comparison at which the parameters aren't taken for its draws."""
 _MIN_SHOWN_P_VALUE = 1e-99
 _MIN_SIMULATIONS = 20
+_MAX_NAMES = 10
+"""Largest number of columns that are named in the origin."""
 
 
 class Simulations:
@@ -38,7 +43,8 @@ class Simulations:
         parameters: (n, d), one row per simulation.
         data: (n, c), or (n,). Rows with NaN or an infinity are failed simulations, which are left out and counted: pass them too.
         proposal: the distribution that the parameters were drawn from, if it wasn't the prior; or an array of its log densities
-            at the parameters, (n,). Each simulation then has the weight prior/proposal.
+            at the parameters, (n,). Each simulation then has the weight prior/proposal. A dict may name some parameters of a
+            prior that is a dict: the others were drawn from the prior.
 
     Raises:
         InputError: an argument can't be used, or a parameter lies outside the prior's support and no proposal was given.
@@ -61,23 +67,21 @@ class Simulations:
         is_evaluated = isinstance(proposal, (Tensor, np.ndarray)) or hasattr(proposal, "to_numpy")
         theta = read_matrix(parameters, torch.float64, self.prior.device, "parameters")
         x = read_matrix(data, torch.float64, self.prior.device, "data")
-        given = read_names(None, parameters, theta.shape[1])
-        own = parameter_names(self.prior)
-        has_names = given != default_names(len(given))
-        is_named = self.prior.names != default_names(self.prior.dim)
-        if has_names and is_named and len(given) == len(own):
+        given, own = _names_of(parameters), self.prior.names if isinstance(prior, Mapping) else parameter_names(self.prior)
+        is_named = isinstance(prior, Mapping) or self.prior.names != default_names(self.prior.dim)
+        if given and is_named and len(given) == len(own):
             theta = theta[:, order_of(given, own, "use these `parameters`")]  # a table's columns come by name
-        self.names = given if has_names and not is_named else own
-        self.data_names = read_names(None, data, x.shape[1])
+        self.names = given if given and not is_named else own
+        self.data_names = _names_of(data) or default_names(x.shape[1])
         if theta.shape[1] != self.prior.dim:
-            because = f"the parameters have {theta.shape[1]} columns, and the prior has {self.prior.dim}"
+            because = f"the parameters have {count_of(theta.shape[1], 'column')}, and the prior has {self.prior.dim}"
             raise InputError(cannot("use these simulations", because, "Give one column per parameter of the prior"))
         if len(theta) != len(x):
-            because = f"there are {len(theta):,} rows of parameters and {len(x):,} rows of data"
+            because = f"there are {count_of(len(theta), 'row')} of parameters and {count_of(len(x), 'row')} of data"
             raise InputError(cannot("use these simulations", because, "Give one row of data per row of parameters"))
         check_finite(theta, self.names, "parameters")
         is_law = proposal is not None and not is_evaluated
-        self.proposal = read_prior(proposal, "proposal", samples=False, names=self.names) if is_law else None
+        self.proposal = read_proposal(proposal, prior, self.names) if is_law else None
         self.parameters, self.data = theta, x
         self.called = ""
         """How the simulator was called, if it was called here."""
@@ -149,7 +153,7 @@ class Simulations:
 
     def __repr__(self) -> str:
         n, c = self.data.shape
-        return f"Simulations(n={n}, {c} data column{'s' * (c != 1)}, {quoted(self.names)})"
+        return f"Simulations(n={n}, {count_of(c, 'data column')}, {quoted(self.names)})"
 
     def _refuse_outside(self) -> None:
         """Refuse parameters without prior density, if they were drawn from the prior."""
@@ -170,7 +174,7 @@ class Simulations:
         source = "prior" if w is None else "proposal"
         failed = ~self.data[:n].isfinite().all(1)
         left_out = [_on_failed(failed, self.parameters[:n], self.names)] if bool(failed.any()) else []
-        p_value = None if law is None else _unlike_draws(self.parameters[:n], law, self.names, check_seed(seed))
+        p_value = None if law is None else _unlike_draws(self.parameters, law, self.names, check_seed(seed))
         doubts: list[str] = []
         few = ""
         if p_value is not None and p_value[0] < _MAX_P_VALUE:
@@ -187,7 +191,8 @@ class Simulations:
         trust += ["The calibration on unseen simulations shows how far a fit can be trusted: `fit.diagnostics.calibration`."]
         counted = " (each with the weight prior/proposal)" if w is not None else ""
         return SimulationOrigin(
-            f"{n:,} simulations: pairs of {self.data.shape[1]} data columns and {self.parameters.shape[1]} parameters.",
+            f"{n:,} simulations: pairs of the data {_listed(self.data_names)} and the parameter{'s' * (len(self.names) != 1)} "
+            f"{_listed(self.names)}.",
             tuple(filter(None, (f"The parameters are independent draws of the {source}{counted}.", self.called))),
             (
                 "Whether the world makes data as the simulator does. `target.origin.unlikeness(x)` is a p-value that tells if an "
@@ -199,6 +204,22 @@ class Simulations:
             is_corrected=not doubts and self.proposal is not None,
             data=x,
         )
+
+
+def _names_of(values: Any) -> tuple[str, ...]:
+    """Return the names of a table's columns, or of a column with a name; none for arrays."""
+    table = as_frame(values)
+    names = column_names(table) if is_frame(table) else []
+    return tuple(names) if is_frame(values) or isinstance(getattr(values, "name", None), str) else ()
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """Name the first columns, and count them if there are more.
+
+    >>> _listed(("a", "b"))
+    '`a`, `b`'
+    """
+    return quoted(names, _MAX_NAMES) + (f" ({len(names):,} columns)" if len(names) > _MAX_NAMES else "")
 
 
 def _on_failed(failed: Tensor, theta: Float[Tensor, "n d"], names: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.arrays import default_names, read_matrix
+from whichkl.printable import count_of
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets.origin import Origin
 
@@ -66,7 +67,7 @@ class SimulationOrigin(Origin):
         rows = read_matrix(x, torch.float64, "cpu", "observation")
         rows = rows.T if rows.shape[1] == 1 and len(rows) == columns else rows
         if rows.shape[1] != columns or not len(rows):
-            because = f"it has shape {tuple(rows.shape)}, and the simulated data have {columns} column{'s' * (columns != 1)}"
+            because = f"it has shape {tuple(rows.shape)}, and the simulated data have {count_of(columns, 'column')}"
             raise InputError(cannot("compare this observation", because, f"Give ({columns},) numbers, or (k, {columns})"))
         check_finite(rows, default_names(columns), "observations")
         p = torch.tensor([self._compared.p_value(row) for row in rows.numpy()], dtype=torch.float64, device="cpu")

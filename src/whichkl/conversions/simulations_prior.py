@@ -48,7 +48,8 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True, names: 
         because = f"{found} `{getattr(given, '__name__', type(given).__name__)}` is no distribution"
         instead = "Give a torch Distribution, a Target with `sampler=`, or a dict of one distribution per parameter"
         raise InputError(cannot(do, because, instead))
-    if names is not None and target.names not in (tuple(names), default_names(target.dim)):
+    is_named = isinstance(given, Mapping) or target.names != default_names(target.dim)
+    if names is not None and is_named and target.names != tuple(names):
         order, laws = order_of(target.names, names, do), [*given.values()] if isinstance(given, Mapping) else []
         if len(laws) != target.dim:  # a law of several parameters can't be taken apart
             raise InputError(cannot(do, f"its parameters are {quoted(target.names)}", f"Give them as {quoted(names)}"))
@@ -60,6 +61,27 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True, names: 
         instead = "Give a torch Distribution, or a Target with `sampler=`"
         raise InputError(cannot(do, f"it has only {target.access.label}, and its draws are needed", instead))
     return target
+
+
+def read_proposal(given: Any, prior: Any, names: Sequence[str], *, samples: bool = False) -> Target:
+    """Return the distribution that parameters were drawn from.
+
+    Args:
+        given: as for `read_prior`; a dict may name some of the laws of a `prior` that is a dict, and the prior's are the others.
+        prior: as the user gave it.
+        names: the parameters.
+        samples: whether it must have a sampler.
+
+    Raises:
+        InputError: see `read_prior`.
+
+    >>> from torch.distributions import Normal
+    >>> read_proposal({"b": Normal(0.0, 2.0)}, {"a": Normal(0.0, 1.0), "b": Normal(0.0, 1.0)}, ("a", "b")).names
+    ('a', 'b')
+    """
+    if isinstance(given, Mapping) and isinstance(prior, Mapping) and given.keys() <= prior.keys():
+        given = {**prior, **given}
+    return read_prior(given, "proposal", samples=samples, names=names)
 
 
 def order_of(found: Sequence[str], names: Sequence[str], do: str) -> list[int]:

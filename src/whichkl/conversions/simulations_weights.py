@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.importance import khat_limit, pareto_smooth
+from whichkl.printable import count_of
 from whichkl.targets import Target
 
 _PRIOR_DRAWS = 10_000
@@ -43,7 +44,7 @@ class ProposalWeights:
             TargetError: draws of the prior have no density under the proposal.
         """
         if proposal.dim != prior.dim:
-            because = f"it has {proposal.dim} columns, and the prior has {prior.dim}"
+            because = f"it has {count_of(proposal.dim, 'column')}, and the prior has {prior.dim}"
             raise InputError(cannot("use this `proposal`", because, "Give a distribution of all parameters"))
         for name, law in (("prior", prior), ("proposal", proposal)):
             if law.density is None:
@@ -70,7 +71,8 @@ class ProposalWeights:
             InputError: there isn't one per row, one isn't a number or is −∞, or the prior has no normalised density.
         """
         if given.shape != (len(theta), 1):
-            because = f"its log densities have shape {tuple(given.shape)}, and there are {len(theta):,} rows of parameters"
+            rows = count_of(len(theta), "row")
+            because = f"its log densities have shape {tuple(given.shape)}, and the parameters have {rows}"
             raise InputError(cannot("use this `proposal`", because, "Give one log density per row"))
         if not prior.normalized:
             because = "weights are prior/proposal, and the prior has no normalised density"

@@ -9,8 +9,9 @@ from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_seed
 from whichkl.cluster import Ray, Workers, workers_of
 from whichkl.conversions.simulations import Simulations
-from whichkl.conversions.simulations_prior import parameter_names, read_prior
+from whichkl.conversions.simulations_prior import parameter_names, read_prior, read_proposal
 from whichkl.conversions.simulator_runs import Call, mixed_seed, run_simulator
+from whichkl.printable import count_of
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 from whichkl.targets.calling import Function
@@ -34,6 +35,7 @@ class Simulator:
         simulate: x(θ) or x(θ, generator): (n, d) → (n, c), tensors or arrays of the prior's dtype. The global seeds of torch and
             NumPy are set for each call. Where a simulation fails, it returns NaN; that row is left out.
         proposal: a distribution to draw parameters from instead of the prior; each simulation then has the weight prior/proposal.
+            A dict may name some parameters of a prior that is a dict: the others are drawn from the prior.
         batched: False if `simulate` takes one point, (d,) → (c,).
         workers: number of processes of this machine that simulate, by Ray.
         cluster: ``"auto"`` or the address of a Ray cluster.
@@ -75,7 +77,8 @@ class Simulator:
             because = "workers are processes of this machine"
             raise InputError(cannot("use both `workers=` and `cluster=`", because, "Give one of them"))
         self.prior = read_prior(prior)
-        self.proposal = None if proposal is None else read_prior(proposal, "proposal")
+        names = parameter_names(self.prior)
+        self.proposal = None if proposal is None else read_proposal(proposal, prior, names, samples=True)
         self.simulate, self.batched, self.journal = simulate, batched, journal
         chosen = Ray("local", most=workers) if workers is not None else None if cluster is None else workers_of(cluster)
         self._ray = chosen if isinstance(chosen, Ray) else None
@@ -110,4 +113,4 @@ class Simulator:
 
     def __repr__(self) -> str:
         d = self.prior.dim
-        return f"Simulator({getattr(self.simulate, '__name__', 'simulate')}, {d} parameter{'s' * (d != 1)})"
+        return f"Simulator({getattr(self.simulate, '__name__', 'simulate')}, {count_of(d, 'parameter')})"

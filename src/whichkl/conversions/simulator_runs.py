@@ -17,6 +17,7 @@ from whichkl._checks import InputError, ResourceError, TargetError, WhichklError
 from whichkl.arrays import read_matrix
 from whichkl.cluster import Ray
 from whichkl.files.journal import Journal
+from whichkl.printable import count_of
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.seeds import seeded_draws
 from whichkl.progress import shown_progress
@@ -69,7 +70,8 @@ class Call:
             raise self._raised(error, part) from error
         x = _read(found)
         if len(x) != len(part.theta):
-            because = f"`simulate` returned {len(x):,} rows of data for {len(part.theta):,} rows of parameters"
+            wanted = count_of(len(part.theta), "row")
+            because = f"`simulate` returned {count_of(len(x), 'row')} of data for {wanted} of parameters"
             instead = "Return a row of data per row of parameters, or pass `batched=False` for a simulator of one point"
             raise InputError(cannot("use these simulations", because, instead))
         return x
@@ -228,5 +230,5 @@ def _read(found: Any) -> Float[Tensor, "m c"]:
 
 
 def _of_different_widths(widths: set[int]) -> InputError:
-    because = f"`simulate` returned rows of {min(widths)} numbers and rows of {max(widths)}"
+    because = f"`simulate` returned rows of {count_of(min(widths), 'number')} and rows of {max(widths)}"
     return InputError(cannot("use these simulations", because, "Return data of one length, such as summaries of fixed size"))

@@ -102,7 +102,9 @@ def estimate(
     _check_pair(question)
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
         found = _finished(_answer(question, method), name, kind)
-    return found.resting_on(getattr(p, "origin", None)).resting_on(getattr(q, "origin", None))
+    doubts = [note for side in (question.p, question.q) for note in side.doubts]
+    found = replace(found, notes=(*found.notes, *doubts)) if doubts else found
+    return found.resting_on(question.p.target.origin).resting_on(question.q.target.origin)
 
 
 def _answer(question: Question, method: str | None) -> Estimate:

@@ -36,7 +36,7 @@ Run = Callable[[Question], Estimate | None]
 
 @dataclass(frozen=True)
 class Method:
-    """A method: its requirements, whether it applies, how it runs, and whether it assumes independent draws."""
+    """A method: its requirements, whether it applies, how it runs, and whether it assumes independent draws of equal weight."""
 
     name: str
     needs: str
@@ -44,11 +44,19 @@ class Method:
     run: Run
     automatic: bool
     independent: bool
+    takes_weights: bool
 
     def answer(self, ask: Question) -> Estimate | None:
-        """Run the method; where it assumes independent draws, chains are thinned first, with a note and a wider error."""
+        """Run the method; where it assumes independent draws, chains are thinned first, with a note and a wider error.
+
+        Where it takes no weights, rows stay with chance w / max w, with a note.
+        """
         if not self.independent:
             return self.run(ask)
+        if not self.takes_weights and any(one.weights is not None for one in ask.targets):
+            (p, of_p), (q, of_q) = ask.p.of_equal_weight(ask.seed), ask.q.of_equal_weight(ask.seed)
+            found = self.answer(replace(ask, p=p, q=q))
+            return None if found is None else replace(found, notes=(*found.notes, *of_p, *of_q))
         (p, of_p), (q, of_q) = ask.p.thinned(), ask.q.thinned()
         result, notes = self.run(replace(ask, p=p, q=q)), of_p + of_q
         if result is None or not notes:
@@ -93,12 +101,22 @@ def _both_ways(ask: Question, run: Run) -> Estimate | None:
 
 
 def _method(
-    name: str, needs: str, can: Condition, *, atoms: bool = False, automatic: bool = True, independent: bool = False
+    name: str,
+    needs: str,
+    can: Condition,
+    *,
+    atoms: bool = False,
+    automatic: bool = True,
+    independent: bool = False,
+    takes_weights: bool = False,
 ) -> Callable[[Run], Run]:
     """Add the decorated function to the table, as a method of atoms or of two densities or samples."""
 
     def add(run: Run) -> Run:
-        TABLE.append(Method(name, needs, lambda ask: (atoms or ask.continuous) and can(ask), run, automatic, independent))
+        def fits(ask: Question) -> bool:
+            return (atoms or ask.continuous) and can(ask)
+
+        TABLE.append(Method(name, needs, fits, run, automatic, independent, takes_weights))
         return run
 
     return add
@@ -253,6 +271,7 @@ def _mixed(ask: Question) -> tuple[Target, IndependentColumns | Target, list[boo
     _counting_can,
     atoms=True,
     independent=True,
+    takes_weights=True,
 )
 def _counting(ask: Question) -> Estimate | None:
     if mixed := _mixed(ask):

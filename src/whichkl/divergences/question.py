@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot, quoted
+from whichkl._checks import InputError, cannot, quoted
 from whichkl.access import Access
 from whichkl.distributions import widened
 from whichkl.divergences.exact.atoms import Atoms, MassOn, normalised_target, target_of_law, where_mass_is
 from whichkl.divergences.exact.quadrature import coordinates
 from whichkl.divergences.kinds import KINDS, IntegralDivergence
+from whichkl.importance import stays_by_weight
 from whichkl.process.memory import check_memory
 from whichkl.samples.point_masses import Masses, point_masses
 from whichkl.samples.reading import UNKNOWN, in_order
 from whichkl.targets import Target
+from whichkl.targets.row_weights import doubtful_columns
 
 _MAX_FRESH_DRAWS = 10_000
 """Largest number of draws for methods that compare all rows with each other."""
@@ -82,6 +84,12 @@ class Side:
         """Whether it has a normalised log density."""
         return Access.NORMALIZED in self.target.access
 
+    @property
+    def doubts(self) -> list[str]:
+        """Columns of its rows that may hold their weights, in words."""
+        notes = () if self.target.samples is None or self.distribution is not None else doubtful_columns(self.target.names)
+        return [note.replace("is data here", f"of {self.name} is data here") for note in notes]
+
     def thinned(self) -> tuple[Side, list[str]]:
         """Return the side with its chains thinned to nearly independent rows, and a note where there was anything to thin."""
         target = self.target
@@ -91,6 +99,24 @@ class Side:
         rows = 0 if few.samples is None else len(few.samples)
         note = f"the chains of {self.name} were thinned to every {step}. row, {rows:,} of {len(target.samples):,}"
         return replace(self, target=few), [note]
+
+    def of_equal_weight(self, seed: int) -> tuple[Side, list[str]]:
+        """Return the side with fewer rows of equal weight in place of weighted ones, and a note on them.
+
+        Raises:
+            InputError: fewer than two rows are left.
+        """
+        target = self.target
+        if target.samples is None or target.weights is None:
+            return self, []
+        few = copy.copy(target)
+        stays = stays_by_weight(target.weights, torch.Generator().manual_seed(seed)).to(target.samples.device)
+        few.samples, few.weights, few.repeats = target.samples[stays], None, None
+        count = f"{len(few.samples):,} of the {len(target.samples):,} weighted rows of {self.name}"
+        if len(few.samples) < 2:
+            because = f"a row stays with chance w / max w, and {count} are left"
+            raise InputError(cannot(f"use the weights of {self.name}", because, "Give more rows of similar weight"))
+        return replace(self, target=few), [f"{count} were used: a row stays with chance w / max w"]
 
     @classmethod
     def of(cls, obj: Any, name: str) -> Side:
@@ -269,10 +295,8 @@ class Question:
         return Target(samples=target.draws(min(self.n, _MAX_FRESH_DRAWS), self.seed + shift))
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """Return equally weighted draws of both, for methods that have nothing else."""
-        drawn = (self.drawn(self.p), self.drawn(self.q, 1))
-        rows = [one.samples for one in drawn if one.weights is None and one.samples is not None]
-        if len(rows) < len(drawn):
-            because = "the samples are weighted, and this method takes equal weights"
-            raise TargetError(cannot("compare these samples", because, "Resample them by their weights first"))
-        return rows[0], rows[1]
+        """Return draws of both, for methods that have nothing else."""
+        x, y = self.drawn(self.p).samples, self.drawn(self.q, 1).samples
+        if x is None or y is None:
+            raise TypeError("no rows")
+        return x, y

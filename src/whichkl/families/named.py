@@ -52,8 +52,8 @@ def family_named(text: str) -> Family:
         raise InputError(cannot(f"use the family `{text}`", f"it is written {_written(name, kind)}", _correction(kind)))
     try:
         return kind(**given)
-    except WhichklError:
-        raise
+    except WhichklError as error:
+        raise InputError(f"{error} The family is written {_written(name, kind)}. {_correction(kind)}.") from error
     except (TypeError, ValueError) as error:
         raise InputError(cannot(f"use the family `{text}`", str(error), f"Write {_written(name, kind)}")) from error
 

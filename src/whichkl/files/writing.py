@@ -21,6 +21,15 @@ WRITTEN_BY = b"Written by whichkl"
 """Text in every report; a file without it was not written by whichkl, and is never replaced."""
 
 
+def origin_file(samples: Path) -> Path:
+    """Return the file of the origin of a file of samples, which `whichkl convert` writes.
+
+    >>> origin_file(Path("out/weighted.csv")).as_posix()
+    'out/weighted.csv.origin.json'
+    """
+    return samples.with_name(f"{samples.name}.origin.json")
+
+
 def remove_own(path: Path, is_own: Callable[[str], bool]) -> bool:
     """Remove what whichkl itself wrote at a path. This is the only function of the library that removes anything.
 

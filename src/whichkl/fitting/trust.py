@@ -47,7 +47,13 @@ def trust(fit: Fit) -> str:
     doubts = [name for name, test in (("a classifier", d.two_sample), ("calibration", d.calibration)) if test and test.differs]
     if doubts:
         return f"Use the fit where small differences don't matter: {' and '.join(doubts)} can tell it from unseen rows."
-    return "Use the fit: nothing that was checked on unseen draws speaks against it."
+    return f"Use the fit: nothing that was checked on unseen draws speaks against it{_few_rows(fit)}."
+
+
+def _few_rows(fit: Fit) -> str:
+    """Say how few rows of equal weight the unseen ones are worth, if it is less than half of them."""
+    n, ess = fit.value.n, fit.value.ess
+    return "" if n is None or ess is None or 2 * ess >= n else f", but these {n:,} rows are worth only {ess:,.0f} of equal weight"
 
 
 def _by_weights(fit: Fit, share: float, khat: float | None, draws: int) -> str:

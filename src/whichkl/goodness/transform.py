@@ -97,7 +97,8 @@ class Calibration:
         if self.p_value is None:
             return f"No calibration: {self.reason}."
         if not self.differs:
-            least = f"least p = {self.p_value:.2g} of {len(self.columns)}"
+            count = len(self.columns)
+            least = f"p = {self.p_value:.2g}" if count == 1 else f"the least of {count} corrected p-values is {self.p_value:.2g}"
             return f"Calibrated as far as {self.rows:,} unseen rows can tell: {least}."
         off = sorted((one for one in self.columns if one.differs), key=lambda one: -one.distance)
         shown = ", ".join(f"{one.name} (gap {one.distance:.3f}, p = {one.p_value:.2g})" for one in off[:3])
@@ -149,7 +150,7 @@ def transform_calibration(
     >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
     >>> print(transform_calibration(x, None, None, law, ["a", "b"]))
-    Calibrated as far as 1,000 unseen rows can tell: least p = ... of 3.
+    Calibrated as far as 1,000 unseen rows can tell: the least of 3 corrected p-values is ....
     >>> print(transform_calibration(x * torch.tensor([1.0, 2.0]), None, None, law, ["a", "b"]))
     Not calibrated on 1,000 unseen rows: joint density (gap 0.2..., p = ...), b (gap 0.1..., p = ...).
     """

@@ -76,16 +76,19 @@ def worth_of_rows(weights: Float[Tensor, " n"]) -> str:
 
     >>> import torch
     >>> worth_of_rows(torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    'The 4 weighted rows are worth 3 (ESS 75 %; k̂ of the weights is ∞).'
+    'The 4 weighted rows are worth 3 of equal weight (ESS 75 %; k̂ of the weights is ∞).'
     """
     logs = weights.double().log()
     ess, n = effective_sample_size(logs), len(logs)
     khat = shown_khat(pareto_smooth(logs)[1])
-    return f"The {n:,} weighted rows are worth {ess:,.5g} (ESS {100 * ess / n:.3g} %; k̂ of the weights is {khat})."
+    worth = f"{ess:,.0f}" if ess >= 100 else f"{ess:.3g}"
+    return f"The {n:,} weighted rows are worth {worth} of equal weight (ESS {100 * ess / n:.3g} %; k̂ of the weights is {khat})."
 
 
-def origin_of_weights(weights: Float[Tensor, " n"]) -> Origin:
+def origin_of_weights(weights: Float[Tensor, " n"] | None) -> Origin | None:
     """Return the origin of samples that were drawn from another distribution and weighted by its density ratio."""
+    if weights is None:
+        return None
     zeros = int((weights == 0).sum())
     are_sound = doubt_of_weights(weights) is None
     doubt = "" if are_sound else " Few rows may carry every result: draw from a distribution that is nearer to the target."

@@ -204,7 +204,7 @@ def read_rows(
     if reading.categories and names is not None and not is_frame(samples):
         raise InputError(cannot("use `names=` with `categories=`", "these are the names in the file", "Leave `names=` out"))
     found = open_samples(samples, is_whole=is_whole, reading=reading)
-    found = _table_in_memory(samples, names, reading) if found is None else found
+    found = table_in_memory(samples, names, reading) if found is None else found
     table = None
     if isinstance(found, Table):
         table = replace(found, values=np.empty((0, 0)))  # the tensor of the samples holds them
@@ -263,7 +263,7 @@ def _codes(name: str, labels: Sequence[str]) -> str:
     return f"the codes of `{name}` are {shown}" + (", …" if len(labels) > _MAX_LABELS_SHOWN else "")
 
 
-def _table_in_memory(samples: Any, names: Sequence[str] | None, reading: Reading) -> Table | None:
+def table_in_memory(samples: Any, names: Sequence[str] | None, reading: Reading) -> Table | None:
     """Read a DataFrame, or choose columns and rows of a matrix; None where nothing is to be chosen or converted."""
     if is_frame(samples) and not (reading.is_default and is_plain(samples)):
         return read_frame(samples if names is None else _renamed(samples, names), reading)

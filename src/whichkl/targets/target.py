@@ -33,7 +33,8 @@ from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.free_laws import FreeLaw, free_law
 from whichkl.targets.light_parts import LightPart, light_parts
 from whichkl.targets.log_density import LogDensity, density_of
-from whichkl.targets.origin import Origin, origin_of_weights
+from whichkl.targets.origin import Origin, origin_of_weights, worth_of_rows
+from whichkl.targets.row_weights import RowWeights, doubtful_columns
 from whichkl.targets.rows import Rows, read_dim, read_rows
 from whichkl.targets.supports import MAX_STATES, Bijection, count_states, list_states
 from whichkl.user_code import call_user
@@ -60,7 +61,7 @@ class Target:
             ``"boolean"`` or ``"integer_interval(0, 3)"`` the target is discrete, and `log_prob` gets rows of whole numbers.
             A dict, such as ``{"tau": "positive"}``, has the supports of some columns; the others are real.
         normalized: whether `log_prob` integrates to one.
-        weights: (n,) non-negative weights of `samples`.
+        weights: (n,) non-negative weights of `samples`, or the name of their column, which is then no data.
         log_weights: (n,) natural logs of them, instead, up to one constant: log p minus the log density that drew the row, where
             the samples are draws of another distribution. −inf is a weight of 0. `origin` has their ESS and k̂.
         chains: if `samples` come from Markov chains, in the order of time: the number of equally long stacked chains, or (n,) ids
@@ -114,8 +115,6 @@ class Target:
     ) -> None:
         self.carrier: Bijection | None = None
         """For streams: the map between rows and the free coordinates of this target."""
-        self.origin: Model | Origin | None = None
-        """The model that this is the posterior of, with its own names and shapes; or what `convert` made it of."""
         self.law: Distribution | None = None
         """The torch distribution that this target is of, in float64; its free coordinates keep digits that x loses."""
         self.log_ratio: Callable[[Tensor], Tensor] | None = None
@@ -126,10 +125,11 @@ class Target:
         """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
         check_tensor_options(dtype, device)
         log_prob, score, batched = functions_of(log_prob, energy, score, normalized, batched)
-        of_rows = {"weights": weights, "log_weights": log_weights, "chains": chains}
-        others = {**of_rows, "log_prob": log_prob, "sampler": sampler, "score": score}
-        is_whole = any(value is not None for value in others.values())
         reading = Reading.of(columns, drop, missing, thousands, categories)
+        weights, log_weights, reading, origin = RowWeights.of(samples, names, weights, log_weights, reading)
+        others = {"weights": weights, "log_weights": log_weights, "chains": chains}
+        others |= {"log_prob": log_prob, "sampler": sampler, "score": score}
+        is_whole = any(value is not None for value in others.values())
         rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole, reading=reading)
         self.reading, self.table = rows.reading, rows.table
         """How a table was read, with the labels of its categories; and the table, which knows where its rows are."""
@@ -142,18 +142,16 @@ class Target:
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
         self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
         self.evaluations = Evaluations()
-        self.score = score
-        self.sampler = sampler
+        self.score, self.sampler = score, sampler
         self.bijection = Bijection(support_of_columns(support, self.names), self.dim)
         probes = self.bijection.inside(self.dtype, self.device)
         self.density, self.line_integral = density_of(log_prob, score, batched, probes, self._count_scores)
         rows.check(self.names, self.bijection, others)
-        self.notes = rows.notes
-        """How many rows were left out, if any, and the codes of categories, in words."""
+        self._notes = rows.notes
         self.weights = rows.weights(weights, log_weights)
         self.chains = rows.chains(chains, self.weights, self.device)
-        if log_weights is not None and self.weights is not None:
-            self.origin = origin_of_weights(self.weights)
+        self.origin: Model | Origin | None = origin if log_weights is None else origin_of_weights(self.weights)
+        """The model that this is the posterior of, with its own names and shapes; or what `convert` made it of."""
 
     @classmethod
     def of(cls, obj: Any, /, *args: Any, **kwargs: Any) -> Target:
@@ -171,13 +169,20 @@ class Target:
         """
         if isinstance(obj, Target) and not (args or kwargs):
             return obj
-        arguments, origin = arguments_of(obj, args, kwargs)
+        arguments, model = arguments_of(obj, args, kwargs)
         target = cls(**arguments)
-        target.origin = origin
+        target.origin = model or target.origin
         if not isinstance(obj, Distribution):
             return target
         target.law = widened(obj) if obj.batch_shape == () else None
         return target.evaluated_in_double()
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """In words: the rows left out, the codes of categories, what weighted rows are worth, columns that may be weights."""
+        worth = () if self.weights is None else (worth_of_rows(self.weights),)
+        has_rows = self.samples is not None or self.stream is not None
+        return (*self._notes, *worth, *(doubtful_columns((*self.context_names, *self.names)) if has_rows else ()))
 
     @cached_property
     def access(self) -> Access:
@@ -221,11 +226,7 @@ class Target:
         return inside(self.bijection.contains(x), x, density.value)
 
     def tried(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return `log_prob` for a search, at rows inside the support: −∞ where it is NaN; such points are counted.
-
-        Raises:
-            TargetError: as `log_prob`, except for NaN.
-        """
+        """Return `log_prob` for a search, at rows inside the support: −∞ where it is NaN; such points are counted."""
         self.evaluations["log_prob"] += 0 if self.line_integral else len(x)
         value, rejected = self._require_density().tried(x)
         self.evaluations["rejected"] += rejected

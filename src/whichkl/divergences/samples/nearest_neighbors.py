@@ -93,7 +93,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     bias = bias_on(p, q, len(a), len(b), estimate, generator)
     truth = float(kl_divergence(p, q))
     rows = f" (at {twin_rows(len(a), len(b)):,} rows)" if max(len(a), len(b)) > TWIN_ROWS else ""
-    notes += [f"on a Gaussian twin of this data (truth {truth:.3g}) it gives {truth + bias.value:.3g}{rows}"]
+    notes += [f"on Gaussians fitted to this data (truth {truth:.3g}) it gives {truth + bias.value:.3g}{rows}"]
     fewer = f", {most:,} rows" if most < min(len(a), len(b)) else ""
     notes += [f"on two samples of one Gaussian (truth 0{fewer}) it gives {null.value:.2g} ± {null.error:.1g}"]
     # Subsamples in place of a bootstrap: a bootstrap's repeated rows have distance 0 to themselves.
@@ -151,7 +151,7 @@ def _fitting_noise(a: Rows, b: Rows, sampling: float, truth: float) -> list[str]
     inflation = a.shape[1] * (a.shape[1] + 3) / 4 * (1 / len(a) + 1 / len(b))
     if inflation <= max(2 * sampling, 0.1 * truth):
         return []
-    return [f"the twin is fitted on few rows: about {inflation:.2g} of its {truth:.3g} is fitting noise (Wilks, 1938)"]
+    return [f"the Gaussians are fitted on few rows: about {inflation:.2g} of its {truth:.3g} is fitting noise (Wilks, 1938)"]
 
 
 def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, seed: int = 0) -> Estimate:
@@ -198,7 +198,7 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     few, value, twin = subsamples([table], estimate, generator), estimate(table), gaussian(table[:, :-1])
     bias = bias_on(twin, None, n, 0, estimate, generator)
     wrong += drift(value, few.error, few, bias, bias_on(twin, None, few.sizes[0], 0, estimate, generator, 25), rows.shape)
-    notes += [f"on a Gaussian twin of these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
+    notes += [f"on a Gaussian fitted to these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
     raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
     change = estimate(with_log_q(coarse[0])) - value if coarse else 0.0
     return judged(raw, bias, value, change, n, wrong, _blur_of_entropy(table[:, :-1], k))
@@ -246,7 +246,7 @@ def _blurred(
     missing = max(0.0, further - error) * ahead if dim <= _MAX_DIMENSIONS_OF_BLUR else 0.0
     if further <= 3 * error or further * ahead <= 0.1 * abs(value):
         return missing, []
-    seen = f"with {2 * k} neighbours for {k} it falls by {here:.2g}, far more than on a Gaussian twin"
+    seen = f"with {2 * k} neighbours for {k} it falls by {here:.2g}, far more than on Gaussians fitted to this data"
     return missing, [f"{seen}: the rows are too few for their shape"]
 
 

@@ -83,7 +83,7 @@ def drift(value: float, sampling: float, few: Subsamples, bias: Bias, small: Bia
     if abs(coming) <= max(2 * sampling, 0.1 * abs(value)):
         return []
     seen = f"from {few.sizes[0]:,} rows to {rows:,} it moves from {few.mean:.3g} to {value:.3g}"
-    return [f"{seen}, by {growth:+.2g} more than on a Gaussian twin: it hasn't settled"]
+    return [f"{seen}, by {growth:+.2g} more than on Gaussians fitted to this data: it hasn't settled"]
 
 
 def twin_rows(n: int, m: int) -> int:
@@ -198,7 +198,7 @@ def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wr
     if rows < MIN_ROWS_FOR_ERROR:
         wrong = [*wrong, f"error bars need {MIN_ROWS_FOR_ERROR} rows, and there are {rows}"]
     if abs(bias.value) > max(2 * math.hypot(raw.stderr, bias.error), 0.1 * abs(truth)):
-        seen = f"the bias on the Gaussian twin, {bias.value:+.2g},"
+        seen = f"the bias on Gaussians fitted to this data, {bias.value:+.2g},"
         wrong = [*wrong, f"{seen} is beyond two sampling errors and a tenth of the truth"]
     if abs(change) > max(2 * raw.stderr, 0.1 * abs(raw.value)):
         wrong = [*wrong, f"steps twice as wide change the value by {change:+.2g}: the rounding matters"]

@@ -135,13 +135,13 @@ def _with_error(
     off = any(not abs(mean - 1) <= max(3 * error, _LARGE_SHARE) or mean > _MAX_MEAN_RATIO for mean, error in sides)
     because = [": no small part of this value" if one else "" for one in large]
     shape = "has finer features too" if fine else "is taken to be quadratic in the columns"
+    twins = "these rows, with labels drawn by the classifier," if fine else "draws of Gaussians like `x` and `y`"
     notes = [
-        f"ℓ {shape}{'' if sample.full else ', without products'}",
+        f"the classifier's log ratio {shape}{'' if sample.full else ', without products'}",
         "on held-out rows E_q[p/q] = {:.3g} ± {:.2g} and E_p[q/p] = {:.3g} ± {:.2g}, ".format(*sides[0], *sides[1])
         + ("one too far from 1" if off else "near 1 as they must be"),
         f"on the pooled rows, dealt out again at random, it gives {biases[0][0]:.3g} ± {biases[0][1]:.2g}, truth 0{because[0]}",
-        f"on {'these rows, labelled by ℓ,' if fine else 'draws of Gaussians like `x` and `y`'} its bias is {bias:+.2g} "
-        f"± {bias_error:.1g}{', which is subtracted' if fine else ''}{because[1]}",
+        f"on {twins} its bias is {bias:+.2g} ± {bias_error:.1g}{', which is subtracted' if fine else ''}{because[1]}",
         f"the error is {stderr:.2g} by sampling, {excess:.2g} for bias, {unshown:.2g} for what isn't seen",
     ]
     shape = ("" if sample.full else "diagonal ") + ("finer" if fine else "quadratic")
