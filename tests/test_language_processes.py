@@ -59,17 +59,18 @@ def run(folder, batch, names):
             **{"train_dataset": UNEQUAL, "eval_dataset": UNEQUAL[:13], **given},
         )  # fmt: skip
         before = trainer.evaluate()["eval_loss"]  # 13 examples for batches of 8, or twice 8: some fill up
-        drawn, collect = [], trainer.get_batch_samples
+        drawn, texts, collect = [], [], trainer.get_batch_samples
 
-        def collected(*parts, collect=collect, drawn=drawn):
+        def collected(*parts, collect=collect, drawn=drawn, texts=texts):
             batches, count = collect(*parts)
+            texts += [one["input_ids"].tolist() for one in batches]
             drawn.append([int((one["end"] - one["begin"]).sum()) for one in batches] + [int(count)])
             return batches, count
 
         trainer.get_batch_samples = collected
         trainer.train()
         found[name] = {
-            "before": before, "after": trainer.evaluate()["eval_loss"], "drawn": drawn, "flops": trainer.flops,
+            "before": before, "after": trainer.evaluate()["eval_loss"], "drawn": drawn, "texts": texts, "flops": trainer.flops,
             "tokens": trainer.tokens_generated, "steps": trainer.state.global_step,
             "losses": [one["loss"] for one in trainer.state.log_history if "loss" in one],
             "weights": [weight.detach().flatten().tolist() for weight in trainer.model.parameters()],
@@ -117,7 +118,7 @@ def check(folder, names):
             assert apart(first["weights"], single["weights"]) <= 1e-7
             assert first["flops"] == single["flops"] and first["losses"] == pytest.approx(single["losses"], rel=1e-6)
         else:
-            assert first["drawn"] != second["drawn"]  # each draws under its own seed
+            assert first["texts"] != second["texts"]  # each draws under its own seed
             assert sum(first["tokens"].values()) > 0
 
 
