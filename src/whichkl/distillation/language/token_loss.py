@@ -137,7 +137,7 @@ def places(rollouts: Rollouts) -> Int[Tensor, "m 2"]:
 
 
 def rows_per_chunk(rows: Float[Tensor, "m k"], tokens: int) -> int:
-    """Return how many rows' logits are held at a time: a size of which the chunks are whole, for a short last one takes longer."""
+    """Return how many rows' logits are held at a time, in chunks of one size: a short last one takes longer per row."""
     most = max(_MIN_ROWS_PER_CHUNK, _NUMBERS_PER_CHUNK.get(rows.device.type, _DEFAULT_NUMBERS_PER_CHUNK) // tokens)
     return -(-len(rows) // max(1, round(len(rows) / most))) or 1
 
