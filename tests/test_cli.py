@@ -166,9 +166,9 @@ def test_advise_speaks_text_and_json(folder):
 
 
 def test_help_and_version_load_no_torch(folder):
-    probe = "import sys, runpy; sys.argv = ['whichkl', {!r}]\ntry:\n runpy.run_module('whichkl', run_name='__main__')\n"
+    probe = "import sys, runpy; sys.argv = ['whichkl', *{!r}]\ntry:\n runpy.run_module('whichkl', run_name='__main__')\n"
     probe += "except SystemExit:\n pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
-    for flag in ("--help", "--version"):
+    for flag in (["--help"], ["--version"], ["distill", "--help"]):
         result = subprocess.run([sys.executable, "-c", probe.format(flag)], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
 

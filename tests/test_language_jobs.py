@@ -1,15 +1,18 @@
 """Jobs of language models: saved, resumed after a kill, reported, and read from YAML."""
 
 import dataclasses
+import inspect
 import json
 import os
 import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 import whichkl as wk
@@ -32,6 +35,7 @@ from whichkl.distillation import (  # noqa: E402
 )
 from whichkl.distillation.job import JobFields, read_fields  # noqa: E402
 from whichkl.distillation.language.job import language_job  # noqa: E402
+from whichkl.distillation.language.job_keys import KEYS as JOB_KEYS  # noqa: E402
 from whichkl.distillation.language.record import Record  # noqa: E402
 from whichkl.files.journal import Journal  # noqa: E402
 from whichkl.study.config import read_plan  # noqa: E402
@@ -442,14 +446,54 @@ def test_the_kind_of_a_teacher_is_advised_on_the_command_line(models, tmp_path):
     stored = capture(teacher=given["teacher"], tokenizer=given["tokenizer"], data=given["data"], folder=tmp_path, k=4)
     known = {str(models / "teacher"): given["teacher"], str(tmp_path): stored, "text": None, "model": given["teacher"]}
     for name, teacher in known.items():
-        assert advised("--teacher", name) == wk.advise(LanguageTarget(teacher=teacher, data=given["data"])).to_dict()
+        found, python = advised("--teacher", name), wk.advise(LanguageTarget(teacher=teacher, data=given["data"])).to_dict()
+        for one, other in zip(found["options"], python["options"], strict=True):
+            command, *lines = one.pop("solver").splitlines()
+            assert command == "whichkl distill JOB.yaml, with"
+            job = yaml.safe_load("\n".join(lines))
+            assert job.pop("teacher") == (name if name != "model" else "FOLDER")
+            assert job == eval(other.pop("solver").replace("language_model", "dict").replace(", …", ""))  # noqa: S307
+        assert "whichkl.compare(" not in found.pop("verdict")
+        python.pop("verdict")
+        assert found == python
     for kind, possible in (("scores", ["reverse_kl@student", "reverse_kl@student:sequence"]), ("draws", ["forward_kl@data"])):
         assert [one["objective"] for one in advised("--teacher", kind)["options"]] == possible
     both = advised("--teacher", "top_k")
-    assert "reverse_kl@data" in str(both["options"]) and "lower bound of each" in both["verdict"]
+    assert "reverse_kl@data" in str(both["options"]) and "as a lower bound" in both["verdict"]
+    assert both["access"] == "stored laws of next tokens"
     assert "`nobody`: it is neither a folder of a language model nor a kind" in advised("--teacher", "nobody")
     assert "Cannot use `--teacher` here: `--dim` is for a target" in advised("--teacher", "text", "--dim", "2")
     assert "distill capture" in CliRunner().invoke(app, ["distill", "--help"]).stdout
+
+
+def test_the_help_and_the_docs_list_every_key_of_a_job():
+    said = " ".join(CliRunner().invoke(app, ["distill", "--help"]).stdout.split())
+    page = (Path(__file__).parents[1] / "docs" / "language_jobs.md").read_text()
+    taken = set(inspect.signature(language_model).parameters) - {"tokenizer", "journal", "memo", "tell"}
+    assert set(JOB_KEYS) == taken | {"trust_remote_code"}
+    for name, key in JOB_KEYS.items():
+        assert f"{name}: {key.meaning.split()[0]}" in said
+        assert re.search(rf"\b{name}\b", page), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--teacher", "x"], "Cannot distil a language model: `--student` is missing. Add, say, --student models/student."),
+        (["--teacher", "x.py:f"], "Cannot distill: `--student` is missing. .* say --student nets.py:student"),
+        (["--data", "a.jsonl"], "Cannot distil a language model: `--teacher` is missing"),
+    ],
+)
+def test_what_is_missing_on_the_command_line_is_an_option(arguments, message):
+    assert re.search(message, str(CliRunner().invoke(app, ["distill", *arguments]).exception))
+
+
+def test_a_job_of_language_models_is_known_by_its_keys_where_it_names_no_model(tmp_path):
+    (tmp_path / "lm.yaml").write_text("max_new_tokens: 8\nprefixes: {student: 1.0}\n")
+    with pytest.raises(wk.InputError, match=r"lm\.yaml: Cannot distil a language model: `teacher` is missing"):
+        language_job(read_fields(tmp_path / "lm.yaml"))
+    done = CliRunner().invoke(app, ["distill", str(tmp_path / "lm.yaml")])
+    assert "`teacher` is missing. Add, say, teacher: models/teacher" in str(done.exception)
 
 
 def test_other_examples_may_be_held_out(models):

@@ -11,6 +11,9 @@ import torch
 from programs import LANGUAGE, Program
 
 transformers = pytest.importorskip("transformers")
+from accelerate.state import PartialState  # noqa: E402
+from accelerate.utils import DistributedType  # noqa: E402
+
 from test_language_trainer import arguments, causal, llama  # noqa: E402
 from whichkl.distillation import LanguageTrainer  # noqa: E402
 from whichkl.distillation.language.examples import together  # noqa: E402
@@ -59,17 +62,18 @@ def run(folder, batch, names):
             **{"train_dataset": UNEQUAL, "eval_dataset": UNEQUAL[:13], **given},
         )  # fmt: skip
         before = trainer.evaluate()["eval_loss"]  # 13 examples for batches of 8, or twice 8: some fill up
-        drawn, collect = [], trainer.get_batch_samples
+        drawn, texts, collect = [], [], trainer.get_batch_samples
 
-        def collected(*parts, collect=collect, drawn=drawn):
+        def collected(*parts, collect=collect, drawn=drawn, texts=texts):
             batches, count = collect(*parts)
+            texts += [one["input_ids"].tolist() for one in batches]
             drawn.append([int((one["end"] - one["begin"]).sum()) for one in batches] + [int(count)])
             return batches, count
 
         trainer.get_batch_samples = collected
         trainer.train()
         found[name] = {
-            "before": before, "after": trainer.evaluate()["eval_loss"], "drawn": drawn, "flops": trainer.flops,
+            "before": before, "after": trainer.evaluate()["eval_loss"], "drawn": drawn, "texts": texts, "flops": trainer.flops,
             "tokens": trainer.tokens_generated, "steps": trainer.state.global_step,
             "losses": [one["loss"] for one in trainer.state.log_history if "loss" in one],
             "weights": [weight.detach().flatten().tolist() for weight in trainer.model.parameters()],
@@ -117,7 +121,7 @@ def check(folder, names):
             assert apart(first["weights"], single["weights"]) <= 1e-7
             assert first["flops"] == single["flops"] and first["losses"] == pytest.approx(single["losses"], rel=1e-6)
         else:
-            assert first["drawn"] != second["drawn"]  # each draws under its own seed
+            assert first["texts"] != second["texts"]  # each draws under its own seed
             assert sum(first["tokens"].values()) > 0
 
 
@@ -175,3 +179,52 @@ def test_a_student_split_over_processes_draws_and_learns_as_a_whole_one(tmp_path
     for rank, one in enumerate(both):
         assert one["drawn"] == drawn_by(q, rank)
         assert apart(one["gradient"], [weight.grad.flatten().tolist() for weight in q.parameters()]) < 1e-5
+
+
+SPLIT = {"data": {"data": 1.0}, "drawn": {"student": 0.5, "teacher": 0.2, "data": 0.3}}
+
+
+def by_trainer(folder, *changes):
+    """Train under the Trainer in two processes, by FSDP or DDP; keep the weights, put together, and the losses."""
+    found = {}
+    for name, prefixes in SPLIT.items():
+        for how in changes:
+            more = (
+                {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}} if how == "fsdp" else {}
+            )
+            args = arguments(
+                folder, per_device_train_batch_size=4 if "RANK" in os.environ else 8, gradient_accumulation_steps=2, optim="sgd",
+                max_steps=2, **({"ddp_backend": "gloo"} if "RANK" in os.environ else {}), **more,
+            )  # fmt: skip
+            if how == "fsdp":  # accelerate splits weights on accelerators alone, and torch does so on CPUs, too
+                assert args.device.type == "cpu"
+                PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+            trainer = LanguageTrainer(
+                teacher=llama(0), student=llama(1), args=args, objective="reverse_kl", max_new_tokens=8, prefixes=prefixes,
+                train_dataset=UNEQUAL, eval_dataset=UNEQUAL[:13],
+            )  # fmt: skip
+            trainer.train()
+            weights = [one.full_tensor() if hasattr(one, "full_tensor") else one for one in trainer.model.parameters()]
+            found[f"{name} {how}"] = {
+                "weights": [one.detach().flatten().tolist() for one in weights], "after": trainer.evaluate()["eval_loss"],
+                "flops": trainer.flops, "tokens": trainer.tokens_generated, "is_split": trainer.is_fsdp_enabled,
+            }  # fmt: skip
+    return found
+
+
+def trainers(folder, how):
+    Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(by_trainer(folder, how)))
+
+
+@pytest.mark.slow
+def test_a_trainer_that_splits_weights_ends_with_those_of_one_process_and_of_whole_copies(tmp_path):
+    split, copies = (in_two(tmp_path, [how], "trainers") for how in ("fsdp", "ddp"))
+    alone = by_trainer(tmp_path, "alone")["data alone"]
+    for one in split:
+        assert all(run["is_split"] for run in one.values())
+        assert apart(one["data fsdp"]["weights"], alone["weights"]) <= 1e-7
+        assert one["data fsdp"]["after"] == pytest.approx(alone["after"], rel=1e-6)
+    for one, other in zip(split, copies, strict=True):
+        assert apart(one["drawn fsdp"]["weights"], other["drawn ddp"]["weights"]) <= 1e-7
+        assert one["drawn fsdp"]["flops"] == other["drawn ddp"]["flops"]
+        assert one["drawn fsdp"]["tokens"] == other["drawn ddp"]["tokens"] and sum(other["drawn ddp"]["tokens"].values()) > 0

@@ -112,7 +112,7 @@ MORE_HEADS = {
 }
 
 
-def tiny(kind, **special):
+def tiny(kind, seed=0, **special):
     """A model of an architecture, of two layers and 16 units, whose logits are far from 0."""
     sizes = {name: 2 for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "n_head", "n_heads", "num_heads")}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 16, "n_embd": 16, "d_model": 16}
@@ -121,11 +121,12 @@ def tiny(kind, **special):
     sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     known = transformers.AutoConfig.for_model(kind)
     fixed = {name for name in sizes if isinstance(getattr(type(known), name, None), property)}
-    given = {name: value for name, value in sizes.items() if hasattr(known, name) and name not in fixed}
+    own = known.to_dict()  # a size that differs between layers can't be read from the configuration
+    given = {name: value for name, value in sizes.items() if (name in own or hasattr(known, name)) and name not in fixed}
     if getattr(known, "layer_types", None):
         given["layer_types"] = known.layer_types[:2]
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         config = transformers.AutoConfig.for_model(kind, **{**given, **special})
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         for weight in model.parameters():

@@ -12,12 +12,13 @@ import whichkl as wk
 from whichkl.distillation.language.causal import CausalModel
 from whichkl.distillation.language.examples import read_examples, together
 from whichkl.distillation.language.rollouts import Rollouts, continued
+from whichkl.distillation.language.token_draws import drawn_tokens
 from whichkl.distillation.language.token_loss import TokenLoss
 from whichkl.distillation.losses.rows import divergence_named
 from whichkl.distillation.losses.specs import row_divergence_of
 
 transformers = pytest.importorskip("transformers")
-from test_language_trainer import DATA, arguments, by_hand, causal, llama, trained  # noqa: E402
+from test_language_trainer import DATA, arguments, by_hand, causal, llama, tiny, trained  # noqa: E402
 from whichkl.distillation import LanguageTrainer  # noqa: E402
 
 PROBE = torch.tensor([[3, 4]])
@@ -56,6 +57,55 @@ def test_models_of_other_tokens_are_refused(sides, message, tmp_path):
     given = {who: llama(seed, **sides.get(who, {})) for seed, who in enumerate(("teacher", "student"))}
     with pytest.raises(wk.InputError, match=message):
         LanguageTrainer(**given, args=arguments(tmp_path), train_dataset=DATA)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tokens_are_drawn_by_their_chances_wherever_they_stand(dtype):
+    chances = torch.zeros(600, dtype=torch.float64)  # three groups, and impossible tokens at the ends of each
+    likely = torch.tensor([3, 254, 256, 300, 510, 598])
+    chances[likely] = torch.tensor([0.3, 0.05, 0.2, 0.25, 0.15, 0.05], dtype=torch.float64)
+    n = 20_000
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = drawn_tokens(chances.log().to(dtype).expand(n, -1), "student")
+    seen = torch.bincount(drawn, minlength=600).double()
+    assert float(seen[chances == 0].sum()) == 0
+    # Pearson's statistic has mean 5 and variance 10 for 6 tokens
+    assert float(((seen - n * chances).square() / (n * chances))[likely].sum()) < 5 + 5 * 10**0.5
+
+
+@pytest.mark.parametrize("has_generate", [True, False])
+def test_a_model_whose_logits_are_nan_is_not_drawn_from(has_generate):
+    module = llama(0)
+    with torch.no_grad():
+        module.lm_head.weight[7] = float("nan")
+    model = causal(module if has_generate else Bare(module), who="student")
+    with pytest.raises(wk.InputError, match="Cannot draw from the student: its logits of the next token are NaN, or infinite"):
+        continued(model, [[3, 4]], (2,), 4, 0)
+
+
+class Bare(torch.nn.Module):
+    """A model without a `generate` of its own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids):
+        return self.inner(input_ids=input_ids).logits
+
+
+def test_layers_that_share_keys_see_all_places():
+    """Gemma 4 computes such layers at the last place alone where `generate` needs no other."""
+    p, q = (
+        tiny("gemma4_text", seed, num_hidden_layers=3, num_kv_shared_layers=1, global_head_dim=8, hidden_size_per_layer_input=8,
+             vocab_size_per_layer_input=32, layer_types=["sliding_attention", "full_attention", "full_attention"])
+        for seed in (0, 1)
+    )  # fmt: skip
+    loss = TokenLoss(causal(p, 32), causal(q, 32), divergence_named("reverse_kl"), probe=PROBE)
+    rollouts = together(DATA)
+    assert all(one.head is not None for one in loss.sides)
+    torch.testing.assert_close(loss(q, rollouts), by_hand(p, q, rollouts, "reverse_kl"), rtol=1e-4, atol=1e-4)
 
 
 def test_neighbours_in_a_batch_move_no_position():

@@ -81,6 +81,11 @@ class Advice(HTML):
         return self.options[0] if self.options else None
 
     @property
+    def access_label(self) -> str:
+        """The access, as the page names it."""
+        return self.access.label
+
+    @property
     def situation(self) -> str:
         """One sentence on what can be done with the target."""
         said = _CELLS[self.access.cell]
@@ -112,7 +117,7 @@ class Advice(HTML):
     def to_dict(self) -> dict[str, Any]:
         """Return the advice as JSON can hold it."""
         return {
-            "access": self.access.label,
+            "access": self.access_label,
             "situation": self.situation,
             "verdict": self.verdict,
             "best": self.best.objective.name if self.best else None,
@@ -126,11 +131,11 @@ class Advice(HTML):
     def __repr__(self) -> str:
         names = ", ".join(option.objective.name for option in self.options) or "nothing possible"
         over = "" if self.family is None else f"; over {shorten(repr(self.family), 120)}"
-        return f"Advice({self.access.label}: {names}{over})"
+        return f"Advice({self.access_label}: {names}{over})"
 
     def __str__(self) -> str:
         """The advice as a page of plain text."""
-        lines = [_wrap(f"{self.situation} (access: {self.access.label})"), "", _wrap(self.verdict)]
+        lines = [_wrap(f"{self.situation} (access: {self.access_label})"), "", _wrap(self.verdict)]
         for option in self.options:
             objective = option.objective
             head, character = f"{objective.name}   {objective.formula}", _wrap(objective.character, "  ")

@@ -24,6 +24,7 @@ from whichkl.commands.fit import fit
 from whichkl.commands.score import score
 from whichkl.commands.verify import verify
 from whichkl.commands.wording import in_options, in_words
+from whichkl.distillation.language.job_keys import help_on_keys
 from whichkl.printable import one_line
 from whichkl.progress import switch_off
 
@@ -85,7 +86,8 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in (demo, advise, fit, score, estimate, compare, distill, capture, audit, verify):
-    app.command("distill capture" if command is capture else None, cls=_Command)(command)
+    epilog = help_on_keys() if command is distill else None
+    app.command("distill capture" if command is capture else None, cls=_Command, epilog=epilog)(command)
 for kind in convert.COMMANDS:
     convert.app.command(cls=_Command)(kind)
 app.add_typer(convert.app, name="convert", cls=_Group)

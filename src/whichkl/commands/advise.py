@@ -97,9 +97,11 @@ def _of_teacher(teacher: str, others: dict[str, Any]) -> Advice:
     from whichkl.distillation.language.teacher_access import TeacherAccess
 
     folder = Path(teacher)
-    if (folder / MANIFEST).exists():
-        return language_advice(TeacherAccess.of(StoredTeacher.open(folder)))
-    return language_advice(TeacherAccess.named("model" if (folder / "config.json").exists() else teacher))
+    is_stored, is_model = (folder / MANIFEST).exists(), (folder / "config.json").exists()
+    known = TeacherAccess.of(StoredTeacher.open(folder)) if is_stored else TeacherAccess.named("model" if is_model else teacher)
+    if known.kind == "scores":  # by a function, which only Python takes
+        return language_advice(known)
+    return language_advice(known, shell=teacher if is_stored or is_model or known.kind == "text" else "FOLDER")
 
 
 def _next_line(advice: Advice) -> str:

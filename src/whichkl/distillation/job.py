@@ -20,7 +20,7 @@ _CODE = ("teacher", "student", "data", "held_out", "stopping")
 """Arguments that may be the name of a function."""
 _NEEDED = ("teacher", "student", "data")
 _NUMBERS = ("hard_label_weight", "temperature", "learning_rate", "weight_decay", "clip", "epochs", "batch", "patience", "seed")
-_TYPES: dict[str, tuple[type, ...]] = {
+TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_CODE, (int, float)),
     **dict.fromkeys(_NEEDED, ()),
     **dict.fromkeys(("objective", "optimizer"), (str,)),
@@ -38,6 +38,10 @@ class JobFields(NamedTuple):
     file: YamlFile | None = None
     options: frozenset[str] = frozenset()
     """Names of the arguments that the command line gives in place of the file."""
+
+    def missing(self, name: str) -> str:
+        """Return the clause that an argument is missing: a key of the file, else an option."""
+        return f"`{name}` is missing" if self.file is not None else f"`{name}=` is missing"
 
     @contextlib.contextmanager
     def naming(self, *place: Any) -> Iterator[None]:
@@ -126,21 +130,21 @@ def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, An
 
 def job(fields: JobFields) -> dict[str, Any]:
     """Return the arguments of `distill` that texts and numbers mean; an error names the file and the line."""
-    with fields.as_in_file(_TYPES):
+    with fields.as_in_file(TYPES):
         return _arguments(fields)
 
 
 def _arguments(fields: JobFields) -> dict[str, Any]:
     values = fields.values
     for name in values:
-        if name not in _TYPES:
+        if name not in TYPES:
             with fields.naming(name):
-                instead = f"Choose among {', '.join(_TYPES)}"
+                instead = f"Choose among {', '.join(TYPES)}"
                 raise InputError(cannot(f"use `{name}`", "`distill` takes no such argument", instead))
     for name in _NEEDED:
         if values.get(name) is None:
-            because = f"`{name}` is missing"
-            raise InputError(cannot("distill", because, f"Name a function without arguments, say {name}: nets.py:{name}"))
+            instead = f"Name a function without arguments, say {name}=nets.py:{name}"
+            raise InputError(cannot("distill", fields.missing(name), instead))
     found: dict[str, Any] = {}
     for name, value in values.items():
         with fields.naming(name):
@@ -154,6 +158,6 @@ def _meant(name: str, value: Any) -> Any:
         function = load_function(value, f"{name} {value}")
         makes = name in ("teacher", "student")
         return function if makes else call_user(function, f"read `{name}: {value}`", "Correct the function")
-    if type(value) not in _TYPES[name]:
+    if type(value) not in TYPES[name]:
         raise InputError(cannot(f"use `{name}: {value}`", f"a `{type(value).__name__}` has no meaning there", "Correct it"))
     return value

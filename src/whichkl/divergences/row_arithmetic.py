@@ -20,8 +20,8 @@ def kl_and_terms(log_a: LogProbs, log_b: LogProbs, a: LogProbs, b: LogProbs, all
     The value is Σ a log(a/b) + Σ (b − a). The last sum is 0 up to rounding, and cancels what rounded normalisers add.
     """
     if all_possible:
-        terms = a * (log_a - log_b)
-        return nonnegative(terms.sum(-1) + (b - a).sum(-1)), terms
+        terms = (log_a - log_b).mul_(a)
+        return nonnegative(terms.sum(-1).add_((b - a).sum(-1))), terms
     empty, never = a == 0, log_b == -math.inf
     terms = a * (log_a - log_b).masked_fill(empty | never, 0.0)
     total = nonnegative(terms.sum(-1) + (b - a).sum(-1))
@@ -78,6 +78,6 @@ def zero_where_infinite(value: Rows, slope: LogProbs) -> LogProbs:
 
 
 def gradient_by_logits(value: Rows, slope: LogProbs, q: LogProbs, all_possible: bool = False) -> LogProbs:
-    """Return the gradient by the logits, g − q Σ g, from the gradient g by log q; 0 in rows whose value is infinite."""
-    slope = torch.addcmul(slope, q, slope.sum(-1, keepdim=True), value=-1)
+    """Return the gradient by the logits, g − q Σ g, written over the gradient g by log q; 0 in rows whose value is infinite."""
+    slope.addcmul_(q, slope.sum(-1, keepdim=True), value=-1)
     return slope if all_possible else zero_where_infinite(value, slope)

@@ -85,7 +85,8 @@ def _measures_table(found: SequenceKL, before: SequenceKL | None = None) -> Bloc
     rows.append(("same likeliest token", "–", *(one.agreement.number for one in students), "–"))
     caption = (
         "Entropy: nats a sequence along each model's own draws. Length: tokens. Distinct 2: share of distinct pairs of "
-        "neighbouring tokens. Nll, ece and the likeliest token: on the teacher's draws, per token."
+        "neighbouring tokens. Nll, ece and the likeliest token: on the teacher's draws, per token. Data nll: "
+        "on the data's completions."
     )
     return Block.table(heads, rows, caption)
 

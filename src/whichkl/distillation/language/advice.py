@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from whichkl._checks import InputError
 from whichkl.advice import Advice, Option
@@ -34,6 +35,15 @@ class LanguageAdvice(Advice):
 
     known: str = ""
     """One sentence on what can be asked of the teacher."""
+    label: str = ""
+    """What there is of the teacher, for the page."""
+    is_for_shell: bool = False
+    """Whether its lines are for the command line: keys of a job, in place of Python."""
+
+    @property
+    def access_label(self) -> str:
+        """What there is of the teacher."""
+        return self.label
 
     @property
     def situation(self) -> str:
@@ -50,18 +60,28 @@ class LanguageAdvice(Advice):
             return "Minimise forward KL on the data's prefixes: no other direction is possible."
         if self.access.cell == "log_prob":
             return "Minimise reverse KL on the student's own prefixes: no other direction is possible."
-        other, choices = "reverse_kl@student", "direction and prefixes are two choices"
+        other, possible = "reverse_kl@student", "Either direction is possible, and direction and prefixes are two choices"
         if self.access.cell == "samples":
-            other, choices = "reverse_kl@data", "the stored tokens give a lower bound of each, on the data's prefixes alone"
+            other = "reverse_kl@data"
+            possible = "Either direction of the next token's KL is possible, as a lower bound and on the data's prefixes alone"
+        typed = f"whichkl.compare(target, {{'student': student}}, [{names[0]!r}, {other!r}], seeds=6)"
+        if self.is_for_shell:
+            typed = f"`whichkl compare STUDY.yaml`, with `objectives: [{names[0]}, {other}]` and `seeds: 6`"
         return (
-            f"Either direction is possible, and {choices}, so let an experiment on your data decide: "
-            f"whichkl.compare(target, {{'student': student}}, [{names[0]!r}, {other!r}], seeds=6). Start with "
-            f"{names[0]}, which drops nothing that the teacher may write."
+            f"{possible}, so let an experiment on your data decide: {typed}. Start with {names[0]}, which drops nothing that "
+            "the teacher may write."
         )
 
 
-def language_advice(teacher: TeacherAccess, check: Callable[[LanguageObjective], None] | None = None) -> LanguageAdvice:
-    """Return the advice for a teacher of this access; `check` refuses an objective, by default what the access doesn't allow.
+def language_advice(
+    teacher: TeacherAccess, check: Callable[[LanguageObjective], None] | None = None, shell: str | None = None
+) -> LanguageAdvice:
+    """Return the advice for a teacher of this access.
+
+    Args:
+        teacher: what can be asked of it.
+        check: refuses an objective; by default what the access doesn't allow is refused.
+        shell: the teacher as a job names it, for lines of the command line; None for lines of Python.
 
     >>> [option.objective.name for option in language_advice(TeacherAccess.named("text")).options]
     ['forward_kl@data']
@@ -78,12 +98,31 @@ def language_advice(teacher: TeacherAccess, check: Callable[[LanguageObjective],
             missing[text] = str(error).split(": ", 1)[-1].split(". ", 1)[0]
             continue
         source = next(name for name, share in objective.shares.items() if share)
-        options.append(Option(objective, teacher.reason or _REASONS[source], f"language_model({_typed(objective)}, …)"))
-    return LanguageAdvice(teacher.access, None, None, tuple(options), missing, (), known=teacher.situation)
+        line = f"language_model({_typed(objective)}, …)" if shell is None else _as_job(objective, shell)
+        options.append(Option(objective, teacher.reason or _REASONS[source], line))
+    return LanguageAdvice(
+        teacher.access,
+        None,
+        None,
+        tuple(options),
+        missing,
+        (),
+        known=teacher.situation,
+        label=teacher.label,
+        is_for_shell=shell is not None,
+    )
+
+
+def _arguments(objective: LanguageObjective) -> dict[str, Any]:
+    return {name: value for name, value in objective.arguments.items() if (name, value) != ("credit", "token")}
 
 
 def _typed(objective: LanguageObjective) -> str:
-    arguments = objective.arguments
-    if arguments["credit"] == "token":
-        del arguments["credit"]
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return ", ".join(f"{name}={value!r}" for name, value in _arguments(objective).items())
+
+
+def _as_job(objective: LanguageObjective, teacher: str) -> str:
+    """Return the command, and the keys of its job that state the objective."""
+    keys = {"teacher": teacher, **_arguments(objective)}
+    keys["prefixes"] = "{" + ", ".join(f"{name}: {share:g}" for name, share in keys["prefixes"].items()) + "}"
+    return "whichkl distill JOB.yaml, with\n" + "\n".join(f"    {name}: {value}" for name, value in keys.items())

@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.job import TEXT, JobFields
+from whichkl.distillation.job import TEXT, TYPES, JobFields
+from whichkl.distillation.language.job_keys import KEYS
 from whichkl.distillation.language.objective import shares_of
 from whichkl.distillation.losses.specs import row_divergence_of
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("teacher", "student", "data", "objective", "credit"), (str,)),
-    **dict.fromkeys(("hard_label_weight", "temperature", "budget"), (int, float)),
-    "held_out": (str, int, float),
-    **dict.fromkeys(("max_new_tokens", "vocabulary", "evaluations", "seed"), (int,)),
-    **dict.fromkeys(("prefixes", "args"), (dict,)),
-    "trust_remote_code": (bool,),
-}
-"""Every key, and the types of its value."""
-NAMES = tuple(_TYPES)
+NAMES = tuple(KEYS)
 """The keys."""
 _WORDS = {str: "a text", int: "a whole number", float: "a number", dict: "a mapping", bool: "true or false"}
 _EXAMPLES = {"teacher": "models/teacher", "student": "models/student", "data": "examples.jsonl"}
@@ -30,11 +22,18 @@ _EXAMPLES = {"teacher": "models/teacher", "student": "models/student", "data": "
 def is_language_job(fields: Mapping[str, Any]) -> bool:
     """Whether a job is a language model's: its models are folders, where a classifier's are FILE.py:FUNCTION.
 
+    Where neither is named, its data are a file of examples, or it has a key that a classifier's doesn't have.
+
     >>> is_language_job({"student": "models/small"}), is_language_job({"student": "nets.py:small"})
     (True, False)
+    >>> is_language_job({"max_new_tokens": 8}), is_language_job({"data": "a.jsonl"}), is_language_job({"data": "a.py:read"})
+    (True, True, False)
     """
-    models = [fields.get(name) for name in ("teacher", "student")]
-    return any(isinstance(one, str) and ".py" not in one for one in models)
+    models = [one for one in map(fields.get, ("teacher", "student")) if isinstance(one, str)]
+    if models:
+        return any(".py" not in one for one in models)
+    has_own_key = any(name in KEYS and name not in TYPES for name in fields)
+    return has_own_key or str(fields.get("data")).endswith((".jsonl", ".txt"))
 
 
 def language_job(job: JobFields) -> dict[str, Any]:
@@ -50,22 +49,22 @@ def language_job(job: JobFields) -> dict[str, Any]:
     with job.as_in_file(NAMES):
         for name, example in _EXAMPLES.items():
             if name not in fields:
-                raise InputError(cannot("distil a language model", f"`{name}` is missing", f"Add, say, {name}: {example}"))
+                raise InputError(cannot("distil a language model", job.missing(name), f"Add, say, {name}={example}"))
     return {**{k: v for k, v in fields.items() if k not in (*_EXAMPLES, "trust_remote_code")}, **_loaded(fields, job.naming)}
 
 
 def _check(name: str, value: Any) -> None:
-    if name not in _TYPES:
+    if name not in KEYS:
         because = "language models are distilled without such an argument"
-        near = difflib.get_close_matches(name, _TYPES, 1, 0.8)
-        instead = f"Use `{near[0]}`" if near else f"Choose among {', '.join(_TYPES)}"
+        near = difflib.get_close_matches(name, KEYS, 1, 0.8)
+        instead = f"Use `{near[0]}`" if near else f"Choose among {', '.join(KEYS)}"
         if name in ("objectives", "seeds"):
             instead = "Compare several by `whichkl compare`"
         raise InputError(cannot(f"use `{name}`", because, instead))
     if name == "prefixes":
         shares_of(value)
-    if type(value) not in _TYPES[name]:
-        kind = _WORDS[_TYPES[name][-1]]
+    if type(value) not in KEYS[name].types:
+        kind = _WORDS[KEYS[name].types[-1]]
         raise InputError(cannot(f"use `{name}: {value}`", f"it isn't {kind}", f"Write {kind}"))
     if name == "objective":
         row_divergence_of(value)

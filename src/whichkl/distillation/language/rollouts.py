@@ -12,6 +12,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, inner_of
+from whichkl.distillation.language.token_draws import drawn_tokens
 from whichkl.process.seeds import seeded
 from whichkl.user_code import said_of
 
@@ -89,16 +90,15 @@ def _by_generate(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Seq
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64, device="cpu")
         mask[row, longest - len(prompt) :] = 1
-    own = transformers.GenerationConfig(
-        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=ends[0]
-    )
-    keep = transformers.LogitsProcessorList([_Tokens(model.tokens)])
+    # the processor draws, and `generate` takes the likeliest token of what it leaves
+    own = transformers.GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=ends[0])
+    draw = transformers.LogitsProcessorList([_Draw(model)])
     module = inner_of(model.module)  # adapters are inside its layers
     found = module.generation_config
     module.generation_config = transformers.GenerationConfig()  # else `generate` completes what it's given by the model's own
     try:
         out: Tensor = module.generate(
-            ids.to(model.device), attention_mask=mask.to(model.device), generation_config=own, logits_processor=keep
+            ids.to(model.device), attention_mask=mask.to(model.device), generation_config=own, logits_processor=draw
         )
     except IndexError as error:  # of an embedding of places, as of GPT-2
         because = f"{said_of(error)} for a prompt of {longest:,} tokens and {most:,} drawn ones"
@@ -109,20 +109,17 @@ def _by_generate(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Seq
     return out[:, longest:].cpu()
 
 
-class _Tokens:
-    """Leaves columns that are no token out of the softmax."""
+class _Draw:
+    """Draws a token per row, and leaves it alone in the scores."""
 
     supports_continuous_batching = True
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, model: CausalModel) -> None:
+        self.model = model
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if scores.shape[1] == self.tokens:
-            return scores
-        kept = torch.full_like(scores, float("-inf"))
-        kept[:, : self.tokens] = scores[:, : self.tokens]
-        return kept
+        token = drawn_tokens(scores[:, : self.model.tokens], self.model.who)
+        return scores.fill_(float("-inf")).scatter_(1, token[:, None], 0.0)
 
 
 def _by_steps(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Sequence[int], most: int) -> Int[Tensor, "n m"]:
@@ -138,7 +135,7 @@ def _by_steps(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Sequen
         seen = ids[:, : int(place.max())]
         mask = torch.arange(seen.shape[1], device="cpu") < place[:, None]
         logits = model.logits(seen, mask)[every, place - 1]
-        token = torch.multinomial(logits.float().softmax(-1), 1)[:, 0].cpu()
+        token = drawn_tokens(logits, model.who).cpu()
         ids[every, place] = token
         new.append(token)
         done |= torch.isin(token, stop)

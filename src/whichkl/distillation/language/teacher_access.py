@@ -135,6 +135,11 @@ class TeacherAccess:
         return cls(kind, Access.SAMPLES, situation, what, f"{what} are stored after every token of the data", temperature)
 
     @property
+    def label(self) -> str:
+        """The access to the teacher; stored laws are less than any access to a distribution."""
+        return {"top_k": "stored laws of next tokens", "draws": "stored draws of next tokens"}.get(self.kind, self.access.label)
+
+    @property
     def source(self) -> str:
         """Whose prefixes a student can be measured on without drawing from the teacher."""
         return "student" if self.kind == "scores" else "data"

@@ -126,7 +126,8 @@ def rows_of(side: CausalModel, model: nn.Module, found: Side, rollouts: Rollouts
         logits: Tensor = getattr(out, "logits", out)
         return logits[where[:, 0], where[:, 1]]
     with capturing(found.head) as hidden:
-        model(input_ids=ids, **given, **({"logits_to_keep": 1} if found.skips else {}))
+        none = torch.empty(0, dtype=torch.int64, device=side.device)
+        model(input_ids=ids, **given, **({"logits_to_keep": none} if found.skips else {}))
     return hidden[-1][where[:, 0], where[:, 1]]
 
 
@@ -136,8 +137,9 @@ def places(rollouts: Rollouts) -> Int[Tensor, "m 2"]:
 
 
 def rows_per_chunk(rows: Float[Tensor, "m k"], tokens: int) -> int:
-    """Return how many rows' logits are held at a time."""
-    return max(_MIN_ROWS_PER_CHUNK, _NUMBERS_PER_CHUNK.get(rows.device.type, _DEFAULT_NUMBERS_PER_CHUNK) // tokens)
+    """Return how many rows' logits are held at a time, in chunks of one size: a short last one takes longer per row."""
+    most = max(_MIN_ROWS_PER_CHUNK, _NUMBERS_PER_CHUNK.get(rows.device.type, _DEFAULT_NUMBERS_PER_CHUNK) // tokens)
+    return -(-len(rows) // max(1, round(len(rows) / most))) or 1
 
 
 def against_stored(
