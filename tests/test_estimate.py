@@ -130,7 +130,7 @@ def test_reweighting_covers():
 
 
 def test_samples_choose_neighbours_a_classifier_or_a_statistic():
-    x, y = rows(0, 1500, 2, 0.5), rows(1, 1500, 2)
+    x, y = rows(0, 1500, 2, 0.5), rows(2, 1500, 2)
     assert wk.estimate(p=x, q=y).method.startswith("nearest neighbours") and wk.estimate(p=x, q=y).finite == "not certified"
     one = wk.estimate(p=x, q=mvn(2))
     assert "log density" in one.method and abs(one.value - 0.25) < 4 * one.stderr

@@ -61,8 +61,8 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
 
     The answer isn't `reliable`
 
-    - where more than 3 sampling errors and 30 % of the value lie beyond the ends of y;
-    - where a bias is above two sampling errors (1.3 for that of the shape) and a tenth, or fitting noise makes up as much of the
+    - where more than 2 sampling errors and 30 % of the value lie beyond the ends of y;
+    - where a bias is above two sampling errors (one for that of the shape) and a tenth, or fitting noise makes up as much of the
       twin's truth;
     - where the value comes near its `cap`, or a twentieth of x lies so far from y that the balls around them aren't local (the KL
       may be infinite);

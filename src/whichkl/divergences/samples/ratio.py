@@ -29,25 +29,26 @@ from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, 
 from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
 from whichkl.divergences.samples.neighbors import Neighbors
 from whichkl.divergences.samples.reach import BIAS_FACTOR, MAX_ERRORS_BEYOND_REACH, MAX_SHARE_BEYOND_REACH, beyond_reach
-from whichkl.divergences.samples.shape_twins import Pooled
+from whichkl.divergences.samples.shape_twins import BetterFit, Pooled
 from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
-_MAX_SHARE_OF_SUBTRACTED_BIAS = 0.5
-"""Share of the divergence up to which a bias may be subtracted."""
+_MAX_SHARE_OF_SUBTRACTED_BIAS = 1.0
+"""Share of the divergence up to which a bias may be subtracted: more, and held-out rows show nothing of it."""
 _MAX_MEAN_RATIO = 20.0
 """Mean of p/q over rows of q above which ℓ is wrong: the true ratio's mean exceeds it with a chance of at most 1/20 (Markov)."""
 _MAX_ERRORS_OF_SHAPE = 4.0
 """Standard errors by which the skewness or kurtosis of rows that look Gaussian may differ from a Gaussian's."""
 _MAX_SHARE_OF_FINER_FEATURES = 1 / 3
-"""Share of the value that finer features may add in several columns: a shape of which they show so much may go on beyond them."""
+"""Share of the value that finer features may add where products are left out, which other shapes may need as much."""
 _MAX_ROWS_OF_FINER_FEATURES = 15_000
 """Largest number of rows of each sample to which finer features are fitted."""
 _SHARE_OF_WHAT_FINER_FEATURES_ADD = 0.5
 """Share of what finer features add in several columns by which the interval is wider at both ends."""
 _UNNOTICED_GAIN = 4.0
-"""Nats of log loss, over all rows, of a feature that may go unnoticed: one of 2.8 standard errors."""
+"""Nats of log loss, over all rows, of a feature that may go unnoticed: one of 2.8 standard errors. What rejected finer features
+lost on held-out rows is added: one of them that gains as much is hidden by what fitting the others costs."""
 _WAVES = 100
 _NEIGHBORS = (5, 20, 60)
 _MAX_ROWS_OF_NEIGHBORS = 10_000
@@ -69,14 +70,14 @@ def classifier_divergence(
 
     Misfit and shrinkage bias it. The bias is measured on the pooled rows, dealt out again at random (truth 0), and on twins:
     Gaussians like x and y (truth by their densities) for a quadratic ℓ, otherwise the rows with labels drawn by ℓ
-    (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does half of what finer
-    features add in several columns, since such shapes may go on beyond them, what lies beyond the ends of a sample
-    (`beyond_reach`; a quadratic ℓ reaches further where the rows look Gaussian), and what this many rows leave unnoticed.
+    (`shape_twins`), whose bias is subtracted, with its error. The bias on the twins widens the interval at both ends. So does
+    half of what finer features add in several columns, since such shapes may go on beyond them, what lies beyond the ends of a
+    sample (`beyond_reach`; a quadratic ℓ reaches further where the rows look Gaussian), and what this many rows leave unnoticed.
     The global generator isn't touched. The answer isn't `reliable` if
 
-    - a bias exceeds 2 standard errors and 10 %, or 50 % with finer features;
+    - a bias exceeds 2 standard errors and 10 %, or with finer features the value itself;
     - E_q[p/q] or E_p[q/p] isn't 1, or ℓ doesn't fit (`_misfit`);
-    - more than 3 errors and 30 % lie beyond reach, or finer features add more than a third in several columns;
+    - more than 2 errors and 30 % lie beyond reach, or finer features add more than a third where products are left out;
     - the terms have a heavy tail, or one side has fewer than 50 rows.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
@@ -91,19 +92,17 @@ def classifier_divergence(
         raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
     sample = Pooled.of(x, y, folds, torch.Generator().manual_seed(seed))
     some = sample.at_most(_MAX_ROWS_OF_FINER_FEATURES)
-    log_ratio, parts, coarse = some.better_fit()
-    if coarse is None and some is not sample:
-        log_ratio, parts = sample.fit(sample.z)
-    found = _with_error(kind, sample if coarse is None else some, log_ratio, parts, coarse, seed)
-    note = f"finer features are fitted to {len(some.z):,} rows, chosen at random"
-    return found if coarse is None or some is sample else replace(found, notes=(*found.notes, note))
+    fit = some.better_fit()
+    if fit.coarse is not None and some is not sample:
+        found = _with_error(kind, some, fit, seed)
+        return replace(found, notes=(*found.notes, f"finer features are fitted to {len(some.z):,} rows, chosen at random"))
+    return _with_error(kind, sample, fit if some is sample else BetterFit(*sample.fit(sample.z), None, fit.lost), seed)
 
 
-def _with_error(
-    kind: IntegralDivergence, sample: Pooled, log_ratio: Tensor, parts: Parts, coarse: Tensor | None, seed: int
-) -> Estimate:
-    """The divergence at held-out ℓ, with its bias and error; `coarse` is the quadratic ℓ if this one has finer features."""
-    z, n, fine = sample.z, sample.n, coarse is not None
+def _with_error(kind: IntegralDivergence, sample: Pooled, fit: BetterFit, seed: int) -> Estimate:
+    """The divergence at held-out ℓ, with its bias and error."""
+    z, n, (log_ratio, parts, coarse, lost) = sample.z, sample.n, fit
+    fine = coarse is not None
     # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
@@ -113,7 +112,7 @@ def _with_error(
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the rows look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - (as_gaussian if _look_gaussian(z[:n]) and _look_gaussian(z[n:]) else 0.0))
-    unshown = math.hypot(unseen, _unnoticed(kind, n, len(z)))
+    unshown = math.hypot(unseen, _unnoticed(kind, n, log_ratio, _UNNOTICED_GAIN + lost))
     # In several columns, where these features show much that no quadratic has, others may show more.
     added = 0.0 if coarse is None or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
     value -= bias if fine else 0.0
@@ -124,8 +123,8 @@ def _with_error(
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
     wrong = _misfit(sample, log_ratio) + _out_of_reach(unseen, stderr, value)
-    if added > _MAX_SHARE_OF_FINER_FEATURES * abs(value):
-        wrong.append(f"finer features add {added:.2g} to a quadratic ℓ, and finer ones may add more")
+    if added > _MAX_SHARE_OF_FINER_FEATURES * abs(value) and not sample.full:
+        wrong.append(f"without products, finer features add {added:.2g} to a quadratic ℓ, and others may add more")
     khat = max(_khat(one) for one in terms) if not kind.bounded else None
     # The tail of a KL's ℓ is what lies beyond reach, which `_unseen` and twins of the shape measure better than k̂.
     wrong += [] if fine and isinstance(kind, WeightedKLs) else _tail(terms, khat, min(n, len(z) - n))
@@ -147,8 +146,8 @@ def _with_error(
     shape = ("" if sample.full else "diagonal ") + ("finer" if fine else "quadratic")
     method = f"cross-fitted classifier ({shape} logistic, {sample.folds} folds)"
     # The interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right. A smoothed ℓ shows less of it.
-    reach = BIAS_FACTOR * excess if fine else excess
-    error = math.hypot(stderr, unshown) + (reach + _SHARE_OF_WHAT_FINER_FEATURES_ADD * added) / NORMAL
+    reach, subtracted = (BIAS_FACTOR * excess, bias_error) if fine else (excess, 0.0)
+    error = math.hypot(stderr, unshown, subtracted) + (reach + _SHARE_OF_WHAT_FINER_FEATURES_ADD * added) / NORMAL
     wrong += _doubts_by_columns(kind.name, z, n, value + NORMAL * error, seed)
     good = not (any(large) or off or wrong)
     return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=(*wrong, *notes))
@@ -186,15 +185,15 @@ def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:
     return [f"about {unseen:.2g} nats lie beyond the outermost rows of a sample, where its density can't be seen"]
 
 
-def _unnoticed(kind: IntegralDivergence, n: int, rows: int) -> float:
-    """The divergence of two laws whose log loss gains only `_UNNOTICED_GAIN` on all rows; 0 for the total variation.
+def _unnoticed(kind: IntegralDivergence, n: int, ratio: Tensor, gain: float) -> float:
+    """What a feature adds to the divergence whose log loss gains only these nats on all rows.
 
     A ridge that finds no better penalty shrinks ℓ to nothing, and its standard error with it.
     """
-    if isinstance(kind, TotalVariation):
-        return 0.0
     # Two atoms with ℓ = ±δ: the gain in all is δ² n m / (2 (n + m)), the variance of ℓ times that of the labels, halved.
-    delta = math.sqrt(2 * _UNNOTICED_GAIN * rows / (n * (rows - n)))
+    delta = math.sqrt(2 * gain * len(ratio) / (n * (len(ratio) - n)))
+    if isinstance(kind, TotalVariation):  # only a feature that turns the sign of ℓ adds to it
+        return sum(float((delta - part.abs()).clamp(min=0).mean()) for part in (ratio[:n], ratio[n:])) / 4
     log_p = logsigmoid(torch.tensor([delta, -delta], dtype=torch.float64, device="cpu"))
     return float(kind.of_integral(float(kind.integrand(log_p, log_p.flip(0)).sum())))
 

@@ -8,11 +8,14 @@ import numpy as np
 
 from whichkl.divergences.samples.neighbors import Radii, Rows
 
-MAX_ERRORS_BEYOND_REACH = 3.0
-"""Standard errors of sampling up to which what lies beyond reach widens the interval; more makes an answer unreliable."""
+MAX_ERRORS_BEYOND_REACH = 2.0
+"""Standard errors of sampling up to which what lies beyond reach widens the interval; more makes an answer unreliable.
+
+The rows at an end show what lies beyond it to a factor of two or three: above two errors it could be most of the interval.
+"""
 MISSED_SHARE_BEYOND_REACH = 0.7
 """Share of what lies beyond reach that nearest neighbours miss on average, by which their value is raised."""
-MAX_BIAS_ERRORS = 1.3
+MAX_BIAS_ERRORS = 1.0
 """Standard errors of sampling up to which a bias of the shape widens the interval; more makes an answer unreliable."""
 MAX_SHARE_BEYOND_REACH = 0.3
 """Share of the value up to which what lies beyond reach widens the interval, however many errors it is."""
@@ -58,7 +61,7 @@ def raised_for_reach(x: Rows, y: Rows, sampling: float, value: float) -> tuple[f
     """Return by how much to raise a KL by nearest neighbours for what lies beyond the ends of y, with error, notes and doubts.
 
     With u nats beyond, neighbours miss 0.7 u on average, and from nothing to 2 u: the value is raised by 0.7 u, with a standard
-    error of u. Beyond 3 errors of `sampling` and 30 % of the value it isn't raised, and the answer isn't reliable.
+    error of u. Beyond 2 errors of `sampling` and 30 % of the value it isn't raised, and the answer isn't reliable.
     """
     unseen = beyond_reach(x, y)
     raised = MISSED_SHARE_BEYOND_REACH * unseen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ from whichkl.divergences.samples.sample_distances import standardised
 
 _MANY_ROWS = 20_000
 """Rows of both samples from which on finer features must prove that they help."""
+
+
+class BetterFit(NamedTuple):
+    """A cross-fitted ℓ with its parts; the quadratic ℓ if this one has finer features; if not, how much these lost.
+
+    `lost` is in nats of held-out log loss, over all rows.
+    """
+
+    ratio: Tensor
+    parts: Parts
+    coarse: Tensor | None
+    lost: float
 
 
 @dataclass(frozen=True)
@@ -48,15 +61,18 @@ class Pooled:
         more = finer_features(z, self.generator) if fine else None
         return cross_fit(z, self.n, self.folds, self.full, self.generator, more=more)
 
-    def better_fit(self) -> tuple[Tensor, Parts, Tensor | None]:
-        """Cross-fit with and without finer features; return the better ℓ, its parts, and the quadratic ℓ if the other is better.
+    def better_fit(self) -> BetterFit:
+        """Cross-fit with and without finer features, and return the better one.
 
-        In doubt it is: what few rows don't show, a quadratic ℓ denies with a small error; what many rows don't show is small.
+        In doubt that's the finer one: what few rows don't show, a quadratic ℓ denies with a small error; what many rows don't
+        show is small.
         """
         coarse, finer = self.fit(self.z), self.fit(self.z, fine=True)
         gain, error = mean_with_error(self._log_loss(coarse[0]) - self._log_loss(finer[0]))
         least = -error if len(self.z) < _MANY_ROWS else error
-        return (*finer, coarse[0]) if gain > least else (*coarse, None)
+        if gain > least:
+            return BetterFit(*finer, coarse[0], 0.0)
+        return BetterFit(*coarse, None, max(0.0, -gain) * len(self.z))
 
     def at_most(self, most: int) -> Pooled:
         """Return at most this many rows of each sample, chosen at random."""
