@@ -331,7 +331,7 @@ REFUSALS = [
     (lambda: discrete(support="integer_interval(3, 1)"), "there is nothing between its ends"),
     (lambda: discrete(support="integer_interval(0, x)"), "isn't a known one"),
     (lambda: discrete(support="integer_interval(0.5, 2)"), "isn't a known one"),
-    (lambda: wk.fit(discrete(support="integer_interval(1, 3)")), "don't begin at 0"),
+    (lambda: wk.fit(discrete(support="integer_interval(1, 3)")), "begin at 1, and categories are counted from 0"),
     (lambda: wk.fit(discrete(), Product("bernoulli")), "column 1 has 2 categories in the family and 3"),
     (lambda: wk.fit(discrete(), Product("categorical", categories=(3, 4))), "column 2 has 4 categories"),
     (lambda: wk.fit(discrete(3), Product(("categorical", "categorical"))), "names 2 margins, and there are 3 columns"),

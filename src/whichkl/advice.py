@@ -17,6 +17,7 @@ from whichkl.objectives import OBJECTIVES
 from whichkl.printable import HTML, brief, shorten
 from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import SOLVERS, families_of
+from whichkl.solvers.states.category_tables import not_counted_from_zero
 from whichkl.targets import Target
 from whichkl.targets.origin import Origin
 
@@ -200,6 +201,8 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
             missing[objective.name] = (
                 f"{objective.requires.label}: its states are too many to be listed, so that draws are needed"
             )
+        elif p is not None and (refused := not_counted_from_zero(p)):
+            missing[objective.name] = f"{refused[0]}. {refused[1]}"
         elif is_discrete and (family.carried or solver is None):
             why = f"{family} has a density on ℝᵈ" if family.carried else f"no solver minimises it over {family}"
             others = "" if objective.is_between else "Product('bernoulli'), Product('categorical') or "

@@ -35,7 +35,7 @@ _USAGE = {
 }
 """What is wrong with an option's value, in words."""
 _OPTIONS = {"support": "--support", "log_prob": "--log-prob", "weights": "--weights", "drop": "--drop"}
-_VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[\w.:+-]+"
+_VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\{[^}]*\}|[\w.:+-]+"
 
 
 def in_words(message: str) -> str:
@@ -95,13 +95,16 @@ def with_options(text: str, options: Mapping[str, str]) -> str:
     'Pass `--drop a --drop b --missing drop`.'
     >>> with_options("Cannot use `dim=0`: … Correct `support=`, or `names=`.", {"dim": "--dim", "support": "--support"})
     'Cannot use `--dim 0`: … Correct `--support`, or `names=`.'
+    >>> with_options("support={'a': 'positive', 'b': 'unit_interval'} keeps it inside", {"support": "--support"})
+    '--support a=positive --support b=unit_interval keeps it inside'
     """
     names = "|".join(sorted(options, key=len, reverse=True))
     if not names:
         return text
 
     def one(found: re.Match[str]) -> str:
-        values = re.findall(r"[^'\",\s][^'\",]*", (found[2] or "").strip("[]")) or [""]
+        given = re.sub(r"(['\"]): (['\"])", "=", found[2] or "")  # a value per column, a dict in Python
+        values = re.findall(r"[^'\",\s][^'\",]*", given.strip("[]{}")) or [""]
         return " ".join(f"{options[found[1]]} {value}".strip() for value in values)
 
     text = re.sub(rf"Target\(samples=…,\s+((?:(?:{names})=(?:{_VALUE})(?:, )?)+)\)", r"\1", text)

@@ -43,9 +43,8 @@ def categories_for(target: Target, family: Family) -> tuple[int, ...]:
         because = "its support isn't declared to be discrete"
         instead = "Pass support='boolean' or 'integer_interval(0, K - 1)'"
         raise TargetError(cannot(f"fit `{family}` to this target", because, instead))
-    if any(low != 0 for low, _ in levels):
-        because = "its whole numbers don't begin at 0, from which categories are counted"
-        raise TargetError(cannot(f"fit `{family}` to this target", because, "Subtract the least value inside `log_prob`"))
+    if refused := not_counted_from_zero(target):
+        raise TargetError(cannot(f"fit `{family}` to this target", *refused))
     counts = tuple(high + 1 for _, high in levels)
     if isinstance(family, Categorical):
         if len(counts) > 1:
@@ -57,6 +56,15 @@ def categories_for(target: Target, family: Family) -> tuple[int, ...]:
         said = [2 if margin == "bernoulli" else count for margin, count in named]
         _refuse_other(family, said, counts)
     return counts
+
+
+def not_counted_from_zero(target: Target) -> tuple[str, str] | None:
+    """Return why whole numbers can't be categories, and what to do; None if they can, or if there are none."""
+    starts = [low for low, _ in target.bijection.levels or () if low != 0]
+    if not starts:
+        return None
+    instead = "Declare 'integer_interval(0, K - 1)', and add the least value to x inside your own function"
+    return f"its whole numbers begin at {starts[0]}, and categories are counted from 0", instead
 
 
 def log_prob_of_states(target: Target, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
