@@ -23,6 +23,8 @@ _MAX_SHAPE = 0.5
 """k̂ from which on the variance of weights is infinite."""
 _MIN_EVEN_SHARE = 0.9
 """Share of effective rows from which on no tail of weights matters."""
+MIN_ROWS_OF_KHAT = 21
+"""Least number of rows of which five are the tail that k̂ is fitted to."""
 _MAX_SHARE_OF_A_ROW = 0.05
 """Share of the mass that a single row may hold where few distinct weights leave k̂ unknown."""
 
@@ -198,6 +200,8 @@ def doubt_of_weights(weights: Float[Tensor, " n"]) -> str | None:
     khat = pareto_smooth(w.log())[1]
     if khat < _MAX_SHAPE or (khat == math.inf and float(w.max()) < _MAX_SHARE_OF_A_ROW):
         return None
+    if len(w) < MIN_ROWS_OF_KHAT:
+        return f"{len(w)} weighted rows, worth {ess:.1f}, are too few to tell how far to trust value, error and fit"
     shown = "∞" if khat == math.inf else f"{khat:.2f}"
     found = f"k̂ = {shown}, {ess:.1f} effective rows of {len(w):,}"
     return f"the weights of the rows have a heavy tail ({found}): value, error and fit may rest on few rows"

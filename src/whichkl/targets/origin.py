@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.importance import doubt_of_weights, effective_sample_size, pareto_smooth, shown_khat
+from whichkl.importance import MIN_ROWS_OF_KHAT, doubt_of_weights, effective_sample_size, pareto_smooth, shown_khat
 
 _WIDTH = 96
 
@@ -76,13 +76,13 @@ def worth_of_rows(weights: Float[Tensor, " n"]) -> str:
 
     >>> import torch
     >>> worth_of_rows(torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    'The 4 weighted rows are worth 3 of equal weight (ESS 75 %; k̂ of the weights is ∞).'
+    'The 4 weighted rows are worth 3 of equal weight (ESS 75 %).'
     """
     logs = weights.double().log()
     ess, n = effective_sample_size(logs), len(logs)
-    khat = shown_khat(pareto_smooth(logs)[1])
+    khat = f"; k̂ of the weights is {shown_khat(pareto_smooth(logs)[1])}" if n >= MIN_ROWS_OF_KHAT else ""
     worth = f"{ess:,.0f}" if ess >= 100 else f"{ess:.3g}"
-    return f"The {n:,} weighted rows are worth {worth} of equal weight (ESS {100 * ess / n:.3g} %; k̂ of the weights is {khat})."
+    return f"The {n:,} weighted rows are worth {worth} of equal weight (ESS {100 * ess / n:.3g} %{khat})."
 
 
 def origin_of_weights(weights: Float[Tensor, " n"] | None) -> Origin | None:
