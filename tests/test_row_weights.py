@@ -152,3 +152,15 @@ def test_trust_names_few_effective_rows():
     ess = math.floor(few.value.ess)
     assert 2 * ess < 2_000 and f"these 2,000 rows are worth only {few.value.ess:,.0f} of equal weight" in few.trust
     assert "worth" not in wk.fit(wk.Target(samples=x, weights=(0.2 * x[:, 0]).exp())).trust
+
+
+def test_the_command_takes_log_weights(tmp_path):
+    x = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    np.savetxt(tmp_path / "lr.csv", np.c_[x, x[:, 0] - 700], delimiter=",", header="x,lr", comments="")
+    means = [
+        json.loads(whichkl("fit", "lr.csv", *more, "--json", cwd=tmp_path).stdout)["summary"]["rows"][0]["mean"]
+        for more in (["--log-weights", "lr"], ["--drop", "lr"])
+    ]
+    assert abs(means[0] - float((x[:, 0].softmax(0) * x[:, 0]).sum())) < 1e-6 and means[0] > means[1] + 0.5
+    refused = whichkl("fit", "lr.csv", "--weights", "lr", cwd=tmp_path)
+    assert refused.returncode == 2 and "pass logarithms as `--log-weights`" in refused.stderr

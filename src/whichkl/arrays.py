@@ -268,7 +268,8 @@ def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, "
     if not bool(w.isfinite().all()) or bool((w < 0).any()) or float(w.sum()) <= 0:
         bad = (~w.isfinite() | (w < 0)).nonzero()[:5, 0].tolist()
         found = f"rows {', '.join(map(str, bad))} don't" if bad else "all are 0"
-        raise InputError(cannot(do, f"{wanted}, and {found}", "Correct them"))
+        instead = "Correct them, or pass logarithms as `log_weights=`" if bool((w < 0).any()) else "Correct them"
+        raise InputError(cannot(do, f"{wanted}, and {found}", instead))
     return w
 
 

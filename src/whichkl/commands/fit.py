@@ -26,6 +26,7 @@ def fit(
     family: options.FamilyName = None,
     given: options.Given = None,
     weights: options.Weights = None,
+    log_weights: options.LogWeights = None,
     columns: options.Columns = None,
     drop: options.Drop = None,
     missing: options.Missing = "refuse",
@@ -64,7 +65,7 @@ def fit(
                 results_folder.prepare_results(FIT, out / "fit")
             tell("opening the target", math.nan)
             reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
-            target = options.read_target(samples, log_prob, dim, support, given, weights, **reading)
+            target = options.read_target(samples, log_prob, dim, support, given, weights, log_weights, **reading)
             chosen = options.read_family(family, target)
             tell(f"fitting {chosen.label}", math.nan)
             journal = results_folder.journal_of(out)

@@ -68,6 +68,10 @@ Weights = Annotated[
     str | None,
     typer.Option("--weights", metavar="COLUMN", help="The column of non-negative weights of the rows; it isn't modelled."),
 ]
+LogWeights = Annotated[
+    str | None,
+    typer.Option("--log-weights", metavar="COLUMN", help="The column of log weights of the rows, up to one constant."),
+]
 Given = Annotated[
     str | None,
     typer.Option(
@@ -124,6 +128,7 @@ def read_target(
     support: Sequence[str] | None,
     given: str | None = None,
     weights: str | None = None,
+    log_weights: str | None = None,
     **reading: Any,
 ) -> Target:
     """Make the target that the options describe.
@@ -135,6 +140,7 @@ def read_target(
         support: one support, or texts such as ``"amount=positive"``.
         given: the columns of x.
         weights: the column of weights.
+        log_weights: the column of log weights.
         reading: `columns`, `drop`, `missing`, `thousands` and `categories`.
 
     Raises:
@@ -145,15 +151,18 @@ def read_target(
 
     if samples is not None and not os.path.exists(samples):
         others = {"--log-prob": log_prob, "--dim": dim, "--support": support, "--given": given, "--weights": weights}
+        others["--log-weights"] = log_weights
         return _distribution(samples, {**others, **{f"--{name}": value for name, value in reading.items()}})
     if log_prob is not None and samples is None and dim is None:
         raise InputError(cannot("use `--log-prob` alone", "a function doesn't say how many coordinates it takes", "Pass `--dim`"))
     function = None if log_prob is None else load_function(log_prob, f"--log-prob {log_prob}")
     x = None if given is None else listed([given])
-    if weights is not None and samples is None:
-        raise InputError(cannot("use `--weights`", "there are no samples to weight", "Name a file of samples"))
+    if samples is None and (weights or log_weights) is not None:
+        do = f"use `--{'weights' if weights is not None else 'log-weights'}`"
+        raise InputError(cannot(do, "there are no samples to weight", "Name a file of samples"))
     with typed_options(tuple(reading)):
         given_as = {"log_prob": function, "dim": dim, "support": _support(support), "given": x, "weights": weights}
+        given_as["log_weights"] = log_weights
         return Target(samples=samples, **given_as, **as_keywords(reading))
 
 

@@ -34,7 +34,13 @@ _USAGE = {
     r"Input should be greater than or equal to (.*)": r"It isn't at least \1.",
 }
 """What is wrong with an option's value, in words."""
-_OPTIONS = {"support": "--support", "log_prob": "--log-prob", "weights": "--weights", "drop": "--drop"}
+_OPTIONS = {
+    "support": "--support",
+    "log_prob": "--log-prob",
+    "weights": "--weights",
+    "log_weights": "--log-weights",
+    "drop": "--drop",
+}
 _VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\{[^}]*\}|[\w.:+-]+"
 
 

@@ -61,7 +61,7 @@ CONVERSIONS = (
         "weighted samples: forward KL by weighted maximum likelihood",
         "Sugiyama, Suzuki & Kanamori, 2012",
         "target = wk.Target(samples=x, log_weights=log_ratio)",
-        "whichkl fit DRAWS.csv --weights COLUMN",
+        "whichkl fit DRAWS.csv --log-weights COLUMN",
     ),
 )
 """One row per conversion, the most common first."""
