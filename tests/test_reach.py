@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import whichkl as wk
+from whichkl.divergences.samples.entangled import total_correlation
 from whichkl.divergences.samples.neighbors import point_estimate
 from whichkl.divergences.samples.reach import beyond_reach
 
@@ -75,3 +76,23 @@ def test_any_number_of_rows_gives_a_number(rows):
     for x, y in (samples(stats.t(2), stats.norm(), 0, rows), samples(stats.norm(), stats.norm(5, 0.1), 0, rows)):
         for a in (x, np.column_stack([x, y]), 1e6 * x, x.round(1)):
             assert np.isfinite(beyond_reach(a, np.column_stack([y] * a.shape[1]) + np.random.default_rng(1).normal(size=a.shape)))
+
+
+@pytest.mark.parametrize("rows", [500, 2_000])
+def test_rows_near_a_curve_are_not_answered_with_confidence(rows):
+    """KL is 0.667 nats by quadrature; the features of a classifier see 0.1 to 0.2 of it in 500 rows."""
+    for seed in range(4):
+        z = np.random.default_rng(seed).normal(size=(2, rows, 2))
+        x, y = (np.column_stack([a[:, 0], 0.3 * a[:, 1] + b * a[:, 0] ** 2]) for a, b in zip(z, (1.0, 1.2), strict=True))
+        found = wk.estimate(p=x, q=y, method="classifier", seed=seed)
+        assert not found.reliable and any("near a curve" in note for note in found.notes)
+
+
+def test_columns_that_a_gaussian_or_their_margins_explain_are_not_entangled():
+    rng = np.random.default_rng(0)
+    tied = rng.normal(size=(500, 3)) @ np.array([[1.0, 2.0, 3.0], [0.0, 1.0, 4.0], [0.0, 0.0, 0.1]])
+    for x in (tied, rng.exponential(size=(500, 2)), rng.standard_t(3, size=(500, 5)), rng.uniform(size=(3_000, 2))):
+        assert total_correlation(x) < 0.25
+    angle = rng.uniform(0, 2 * math.pi, 500)
+    ring = np.column_stack([np.cos(angle), np.sin(angle)]) + 0.05 * rng.normal(size=(500, 2))
+    assert total_correlation(ring) > 1

@@ -25,6 +25,7 @@ from whichkl.divergences.kinds import (
     divergence_named,
 )
 from whichkl.divergences.samples.bound import hidden
+from whichkl.divergences.samples.entangled import doubt_of_curves
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, mean_with_error, median_with_error
 from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
 from whichkl.divergences.samples.neighbors import Neighbors
@@ -78,7 +79,7 @@ def classifier_divergence(
     - a bias exceeds 2 standard errors and 10 %, or with finer features the value itself;
     - E_q[p/q] or E_p[q/p] isn't 1, or ℓ doesn't fit (`_misfit`);
     - more than 2 errors and 30 % lie beyond reach, or finer features add more than a third where products are left out;
-    - the terms have a heavy tail, or one side has fewer than 50 rows.
+    - the terms have a heavy tail, one side has fewer than 50 rows, or rows lie near a curve (`doubt_of_curves`).
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
 
@@ -122,7 +123,7 @@ def _with_error(kind: IntegralDivergence, sample: Pooled, fit: BetterFit, seed: 
     large = [not abs(one) <= max(2 * stderr, 2 * error, share * abs(value)) for one, error in biases]
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
-    wrong = _misfit(sample, log_ratio) + _out_of_reach(unseen, stderr, value)
+    wrong = _misfit(sample, log_ratio) + _out_of_reach(unseen, stderr, value) + doubt_of_curves(z[:n], z[n:])
     if added > _MAX_SHARE_OF_FINER_FEATURES * abs(value) and not sample.full:
         wrong.append(f"without products, finer features add {added:.2g} to a quadratic ℓ, and others may add more")
     khat = max(_khat(one) for one in terms) if not kind.bounded else None
