@@ -90,7 +90,7 @@ def labels(
         chosen = options.column_of(read, passed, "--passed")
         others = [name for name in read.names if name != passed]
         x = Target(samples=cast(Any, read.samples)[:, [read.names.index(name) for name in others]], names=others)
-        x.weights = read.weights  # which labels refuse
+        x.weights, x.origin = read.weights, read.origin  # labels refuse weights
         target = convert(Labels(draws=x, passed=chosen))
     _deliver(target, out, as_json)
 
@@ -125,7 +125,7 @@ def comparisons(
         if a.weights is not None or b.weights is not None:
             because = "a row is an answer, and the rows of one of them have weights"
             raise InputError(cannot("compare these files", because, "Give files of answers"))
-        found = convert(Comparisons(winners=a.samples, losers=b.samples, noise=noise, names=list(a.names)), seed=seed)
+        found = convert(Comparisons(winners=a, losers=b, noise=noise), seed=seed)
         tell("drawing from the density", float("nan"))
         x = fit(found, seed=seed).draws(rows, corrected=True, seed=seed) if found.sampler is None else found.draws(rows, seed)
         drawn = Target(samples=x, names=list(a.names))

@@ -22,7 +22,7 @@ from whichkl.printable import count_of
 from whichkl.targets import Target
 from whichkl.targets.calling import values_of
 from whichkl.targets.column_constraints import Support
-from whichkl.targets.origin import Origin, worth_of_rows
+from whichkl.targets.origin import Origin, inherited, worth_of_rows
 from whichkl.targets.supports import MAX_STATES, Bijection
 
 _DRAWS = 10_000
@@ -199,7 +199,7 @@ class _Conversion:
             names=r.names,
             device=r.device,
         )
-        target.origin = self._origin(found, target, worth, share)
+        target.origin = inherited(self._origin(found, target, worth, share), reference=r.origin)
         return target
 
     def _draws(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
