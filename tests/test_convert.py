@@ -37,9 +37,9 @@ def test_any_object_that_keeps_the_protocol_is_converted():
     assert torch.equal(target.samples, wk.convert(Words(), n=100, seed=3).samples)
 
 
-@pytest.mark.parametrize("given", [None, 3, [1, 2], "words", Words, torch.zeros(3, 2)])
+@pytest.mark.parametrize("given", [None, 3, [1, 2], "words", Words, torch.zeros(3, 2), wk.Target(dim=1)])
 def test_what_is_no_evidence_is_refused_with_the_way_out(given):
-    with pytest.raises(wk.InputError, match=r"Cannot .*advise\(Target\(dim=d\)\)"):
+    with pytest.raises(wk.InputError, match=r"Cannot .*advise\(Target\(dim=[d1]\)\)"):
         wk.convert(given)
 
 
@@ -120,3 +120,24 @@ def test_a_file_of_the_first_conversion_is_one_too(first, tmp_path):
     run = whichkl("convert", "moments", "c.csv", "--of", "x1", "--values", "0.1", "--out", "w.csv", cwd=tmp_path)
     assert run.returncode == 0 and "not reliable: The `reference`: A coin's." in run.stdout, run.stderr
     assert inherits(wk.Target(samples=tmp_path / "w.csv"))
+
+
+def raising(x):
+    return x.nothing
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        (lambda x: wk.Moments(of="x1", values=[0.1], reference=x), "`of` is 'x1', and names of columns .* Pass a function"),
+        (lambda x: wk.Moments(of=["x1"], values=[0.1], reference=x), "names of columns"),
+        (lambda x: wk.Moments(of=raising, values=[0.1], reference=x), r"it raised AttributeError: .* \(.*test_convert.py:\d+\)"),
+        (lambda x: wk.Comparisons(winners=x.log(), losers=x), "Drop those rows from both `winners=` and `losers=`.$"),
+        (lambda x: wk.Comparisons(winners=wk.Target(samples=x, weights=x[:, 0].abs()), losers=x), "they have weights"),
+        (lambda x: wk.Comparisons(winners=wk.Target(samples=x.log(), missing="drop"), losers=x), "rows were left out"),
+    ],
+)
+def test_evidence_that_cannot_be_used_names_what_can_be_done(evidence, said):
+    x = torch.randn(100, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(wk.InputError, match=said):
+        wk.convert(evidence(x))

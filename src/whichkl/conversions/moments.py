@@ -91,6 +91,9 @@ class Moments:
         if self.of is None or isinstance(self.of, type):
             because = f"`of` is {'None' if self.of is None else f'the class `{self.of.__name__}`'}"
             raise InputError(cannot(_DO, because, "Pass a function of (n, d) points, or its (n, k) values at the draws"))
+        if isinstance(self.of, str) or (isinstance(self.of, (list, tuple)) and any(isinstance(one, str) for one in self.of)):
+            because = f"`of` is {self.of!r}, and names of columns are read on the command line alone"
+            raise InputError(cannot(_DO, because, "Pass a function of (n, d) points, such as `lambda x: x[:, :1]`"))
         if self.reference is None and self.support is None:
             because = "many distributions have them, and there is neither a reference nor a bounded support to choose one by"
             raise InputError(cannot(_DO, because, "Pass `reference=` (draws or a density), or `support='interval(a, b)'`"))

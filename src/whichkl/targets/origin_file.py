@@ -33,7 +33,7 @@ def origin_bytes(origin: Origin, weights: str | None, given: Sequence[str] = ())
         weights: the name of their column of weights, if there is one.
         given: the names of their columns of x, if they are pairs (x, y).
     """
-    fields = plain({**origin.to_dict(), _WEIGHTS: weights, _GIVEN: list(given)})
+    fields = plain({**origin.to_dict(), _WEIGHTS: weights, **({_GIVEN: list(given)} if given else {})})
     return json.dumps(fields, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
@@ -49,7 +49,7 @@ def read_origin(samples: Path) -> Written:
     try:
         fields = json.loads(path.read_text("utf-8"))
         fields |= {name: tuple(map(str, fields[name])) for name in ("assumed", "unknown", "left_out")}
-        column, given = fields.pop(_WEIGHTS, None), [*fields.pop(_GIVEN, [])]  # which older files lack
+        column, given = fields.pop(_WEIGHTS, None), [*fields.pop(_GIVEN, [])]
         return Written(Origin(**fields), None if column is None else str(column), tuple(map(str, given)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError(cannot(f"read `{path}`", "it isn't an origin that whichkl wrote", "Convert again")) from error
