@@ -203,6 +203,8 @@ def test_a_terminal_asks_and_ends_with_the_line_that_does_it():
     assert code == 0 and "Please answer y or n." in shown and "a number from 0 to 5" in shown
     moments = next(one for one in CONVERSIONS if one.name == "moments")
     assert shown.rstrip().endswith(f"Next: {moments.command}") and moments.call in shown
+    code, shown = conversation("n\n", "n\n", "Labels\n")
+    assert code == 0 and "Next: whichkl convert labels" in shown
     code, shown = conversation("y\n", "y\n")
     assert code == 0 and shown.rstrip().endswith("Next: whichkl fit SAMPLES.csv --log-prob FILE.py:FUNCTION")
 

@@ -38,13 +38,24 @@ def test_what_is_wrong_with_an_option_is_said_in_its_terms(folder, command, said
     assert run.returncode == 2 and said in " ".join(run.stderr.split()), run.stderr
 
 
+def test_labels_in_words_are_asked_for_as_numbers(tmp_path):
+    x = np.random.default_rng(0).normal(size=40)
+    frame = pd.DataFrame({"x": x, "ok": x > 0})
+    frame.to_csv(tmp_path / "flags.csv", index=False)
+    assert whichkl("convert", "labels", "flags.csv", "--passed", "ok", cwd=tmp_path).returncode == 0
+    frame.assign(name="a", ok=np.where(x > 0, "yes", "no")).to_csv(tmp_path / "words.csv", index=False)
+    run = whichkl("convert", "labels", "words.csv", "--passed", "ok", cwd=tmp_path)
+    said = "Cannot use `--passed ok`: this column holds no numbers. Write 1 for draws that passed, and 0 for the others."
+    assert run.returncode == 2 and said in " ".join(run.stderr.split())
+
+
 def test_simulations_name_their_data_and_what_to_type_next(folder):
     proposal = ("--proposal", "shift=Normal(0,1.5)", "--drop", "log_q")
     run = whichkl("convert", "simulations", "runs.csv", *LAWS, *proposal, "--out", "pairs.csv", cwd=folder)
     shown = " ".join(run.stdout.split())
     assert "pairs of the data `a`, `b` and the parameters `rate`, `shift`" in shown
     assert "Wrote pairs.csv: 600 rows of a, b, rate, shift, weight; and pairs.csv.origin.json." in shown
-    assert "`whichkl fit` prints it" in shown and "target.origin" not in shown and "fit.diagnostics" not in shown
+    assert "every fit reports it" in shown and "target.origin" not in shown and "fit.diagnostics" not in shown
     assert "target.origin" not in (folder / "pairs.csv.origin.json").read_text()
     (line,) = [line for line in run.stdout.splitlines() if line.startswith("Next: whichkl ")]
     command = shlex.split(line.removeprefix("Next: whichkl "))[:-2]  # without the family

@@ -124,6 +124,40 @@ def test_an_origin_that_is_damaged_or_of_another_file_is_refused(folder, tmp_pat
         wk.Target(samples=tmp_path / "w.csv")
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pairs of simulations that `whichkl convert` wrote: data y, z and parameters rate, shift."""
+    home = tmp_path_factory.mktemp("pairs")
+    rate, shift = RNG.gamma(2.0, size=400), RNG.normal(size=400)
+    frame = pd.DataFrame({"y": shift + RNG.normal(size=400), "rate": rate, "z": rate + RNG.normal(size=400), "shift": shift})
+    frame.to_csv(home / "runs.csv", index=False)
+    laws = ("--prior", "rate=Gamma(2,1)", "--prior", "shift=Normal(0,1)")
+    assert whichkl("convert", "simulations", "runs.csv", *laws, "--out", "pairs.csv", cwd=home).returncode == 0
+    return home
+
+
+def test_the_data_of_converted_pairs_are_given_and_what_is_named_wins(pairs):
+    path = pairs / "pairs.csv"
+    target = wk.Target(samples=path)
+    assert (target.context_names, target.names) == (("y", "z"), ("rate", "shift"))
+    assert wk.fit(path, wk.families.LinearGaussian()).names == ("rate", "shift")
+    with pytest.raises(wk.InputError, match="no `family=` of y given x"):
+        wk.fit(path)
+    assert wk.Target(samples=path, given=["z"]).names == ("y", "rate", "shift")
+    assert wk.Target(samples=path, drop="y").context_names == ("z",)
+    assert wk.Target(samples=path, columns=["y", "rate"]).context_names == ("y",)
+    assert wk.Target(samples=path, columns=["y", "z"]).names == ("y", "z")
+    assert wk.Target(samples=path, drop=["y", "z"]).names == ("rate", "shift")
+    with pytest.raises(wk.InputError, match="divergence of pairs"):  # y alone would be compared
+        wk.estimate(p=path, q=path)
+    run = whichkl("fit", "pairs.csv", cwd=pairs)
+    assert run.returncode == 2 and "Use `--family linear_gaussian`" in run.stderr
+    run = whichkl("fit", "pairs.csv", "--family", "linear_gaussian", "--json", cwd=pairs)
+    assert run.returncode == 0 and json.loads(run.stdout)["names"] == ["rate", "shift"], run.stderr
+    run = whichkl("convert", "moments", "pairs.csv", "--of", "rate", "--values", "2", cwd=pairs)
+    assert run.returncode == 2 and "Pass `--drop y,z`" in run.stderr
+
+
 def test_estimates_of_weighted_rows_keep_rows_by_their_weights(folder):
     shifted = Independent(Normal(torch.tensor([1.0, 0.0], dtype=torch.float64), 1.0), 1)
     found = wk.estimate(p=folder / "w.csv", q=shifted)

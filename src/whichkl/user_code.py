@@ -61,7 +61,7 @@ def call_user(function: Callable[..., Any], do: str, instead: str = "Correct it"
     """Call a user's function without arguments; whatever it raises, also `SystemExit`, becomes an `error` of this library.
 
     Errors of this library pass unchanged, and memory that ran out becomes a `ResourceError`. `do` names what can't be done if the
-    function raises, such as ``"read `data`"``.
+    function raises, such as ``"read `data`"``. The error has the line of the user's code.
     """
     try:
         return function()
@@ -69,7 +69,8 @@ def call_user(function: Callable[..., Any], do: str, instead: str = "Correct it"
         raise
     except BaseException as raised:
         refuse_if_ran_out(raised, do)
-        raise error(cannot(do, said_of(raised), instead)) from raised
+        because = said_of(raised) + place_of(raised, ("/site-packages/",))
+        raise error(cannot(do, because, instead)) from raised
 
 
 @contextlib.contextmanager

@@ -39,13 +39,15 @@ def _agrees(question: str) -> bool:
 def _chosen() -> str | None:
     console.note("What do you have of it?")
     for number, one in enumerate(CONVERSIONS, 1):
-        console.note(f"  {number}. {one.left}")
+        console.note(f"  {number}. {one.name}: {one.left}")
     console.note("  0. nothing of these")
     while True:
-        answer = _answer(f"[0-{len(CONVERSIONS)}] ")
+        answer = _answer(f"[0-{len(CONVERSIONS)}] ").lower()
+        if any(one.name == answer for one in CONVERSIONS):
+            return answer
         if answer.isdecimal() and int(answer) <= len(CONVERSIONS):
             return CONVERSIONS[int(answer) - 1].name if int(answer) else None
-        console.note(f"Please answer with a number from 0 to {len(CONVERSIONS)}.")
+        console.note(f"Please answer with a number from 0 to {len(CONVERSIONS)}, or its word.")
 
 
 def _answer(question: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -86,11 +88,12 @@ def labels(
         from whichkl.targets import Target
 
         tell("reading the draws", float("nan"))
-        read = options.read_draws(draws, columns=columns, drop=drop, missing=missing, thousands=thousands)
+        with _numbers_in(passed):
+            read = options.read_draws(draws, columns=columns, drop=drop, missing=missing, thousands=thousands)
         chosen = options.column_of(read, passed, "--passed")
         others = [name for name in read.names if name != passed]
         x = Target(samples=cast(Any, read.samples)[:, [read.names.index(name) for name in others]], names=others)
-        x.weights = read.weights  # which labels refuse
+        x.weights, x.origin = read.weights, read.origin  # labels refuse weights
         target = convert(Labels(draws=x, passed=chosen))
     _deliver(target, out, as_json)
 
@@ -125,7 +128,7 @@ def comparisons(
         if a.weights is not None or b.weights is not None:
             because = "a row is an answer, and the rows of one of them have weights"
             raise InputError(cannot("compare these files", because, "Give files of answers"))
-        found = convert(Comparisons(winners=a.samples, losers=b.samples, noise=noise, names=list(a.names)), seed=seed)
+        found = convert(Comparisons(winners=a, losers=b, noise=noise), seed=seed)
         tell("drawing from the density", float("nan"))
         x = fit(found, seed=seed).draws(rows, corrected=True, seed=seed) if found.sampler is None else found.draws(rows, seed)
         drawn = Target(samples=x, names=list(a.names))
@@ -217,6 +220,22 @@ def _observed(of: str, draws: Target) -> tuple[Any, list[str] | None]:
         because = "it names nothing" if not texts else "an observable appears twice"
         raise InputError(cannot(f"use `--of {of}`", because, "Name each observable once, separated by commas"))
     return observables(texts, cast(Any, draws.samples).cpu().numpy(), draws.names), texts
+
+
+@contextlib.contextmanager
+def _numbers_in(passed: str) -> Iterator[None]:
+    """Where the column that says which draws passed holds text, ask for numbers: without this column there are no labels."""
+    from whichkl.samples import TableError
+
+    try:
+        yield
+    except InputError as error:
+        cause = error if isinstance(error, TableError) else error.__cause__
+        named = [*cause.keywords.get("categories", ()), *cause.keywords.get("drop", ())] if isinstance(cause, TableError) else []
+        if passed not in named:
+            raise
+        do, instead = f"use `--passed {passed}`", "Write 1 for draws that passed, and 0 for the others"
+        raise InputError(cannot(do, "this column holds no numbers", instead)) from error
 
 
 def _numbers(text: str, option: str) -> list[float]:

@@ -59,7 +59,7 @@ def write_converted(target: Target, out: Path | None) -> Written | None:
             require("pyarrow.parquet", "app").write_table(table, stream)
     origin: Any = target.origin
     with written_new(origin_file(out)) as stream:
-        stream.write(origin_bytes(origin, None if target.weights is None else WEIGHT))
+        stream.write(origin_bytes(origin, None if target.weights is None else WEIGHT, given))
     more = [*(["--weights", WEIGHT] if target.weights is not None else []), *(["--given", ",".join(given)] if given else [])]
     if given:
         words = target.bijection.describe()

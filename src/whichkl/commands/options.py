@@ -77,7 +77,8 @@ Given = Annotated[
     typer.Option(
         "--given",
         metavar="COLUMNS",
-        help="Names of the columns of x, separated by commas; the rest are y, and q(y|x) is fitted: supervised learning.",
+        help="Names of the columns of x, separated by commas; the rest are y, and q(y|x) is fitted: supervised learning. A file "
+        "that `convert simulations` wrote has its own.",
     ),
 ]
 FamilyName = Annotated[
@@ -180,10 +181,15 @@ def read_draws(path: Path, **reading: Any) -> Target:
 
     with typed_options(tuple(reading)):
         found = Target(samples=path, **as_keywords(reading))
+    if found.context_names:
+        because = f"its rows are pairs of the data {quoted(found.context_names)} and parameters, by its origin"
+        raise InputError(cannot(f"read `{path}` as draws", because, f"Pass `--drop {_joined(found.context_names)}`"))
     if found.stream is None:
         return found
     table = read_table(path, **reading)
-    return Target(samples=table.values, names=table.names)
+    whole = Target(samples=table.values, names=table.names)
+    whole.origin = found.origin
+    return whole
 
 
 def column_of(draws: Target, name: str, option: str) -> Any:

@@ -23,7 +23,7 @@ _FOR_SHELL = {
 _FOR_ORIGINS = {
     "`target.origin.unlikeness(x)` is a p-value that tells if an observation x is unlike all simulations.": "In Python, "
     "`wk.convert(wk.Simulations(…)).origin.unlikeness(x)` is a p-value that tells if an observation x is unlike all simulations.",
-    "can be trusted: `fit.diagnostics.calibration`.": "can be trusted: `whichkl fit` prints it.",
+    "can be trusted: `fit.diagnostics.calibration`.": "can be trusted: every fit reports it.",
     " Fit `Flow()` or another network, which learns from all of them; a fit of another family is unreliable.": " A fit to a file "
     "of them is unreliable. In Python, `Flow()` and other networks learn from all of them.",
 }

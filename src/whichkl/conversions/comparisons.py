@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from whichkl.printable import count_of
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 from whichkl.targets.column_constraints import Support
-from whichkl.targets.origin import Origin
+from whichkl.targets.origin import Origin, inherited
 from whichkl.targets.supports import Bijection
 
 Model = Process | MixtureSameFamily
@@ -92,12 +93,13 @@ class Comparisons:
     ) -> None:
         if not 0 < noise < math.inf:
             raise InputError(cannot(f"use `noise={noise}`", "noise is a finite number above 0", "Give, say, noise=1.0"))
-        (won, a), (_, b) = _points(winners, "winners", support, names), _points(losers, "losers", support, names)
+        (won, a), (lost, b) = _points(winners, "winners", support, names), _points(losers, "losers", support, names)
         b = b.to(a.device)
         if a.shape != b.shape:
             because = f"the winners have shape {tuple(a.shape)}, and the losers {tuple(b.shape)}"
             raise InputError(cannot("pair winners and losers", because, "Give one loser per winner, in the same order"))
         self.noise, self.names, self.bijection = noise, won.names, won.bijection
+        self.origins = {"winners": won.origin, "losers": lost.origin}
         is_tie = a.eq(b).all(1)
         self.winners, self.losers, self.ties = a[~is_tie], b[~is_tie], int(is_tie.sum())
         if len(self.winners) < _MIN_PAIRS:
@@ -138,7 +140,8 @@ class Comparisons:
             instead = "Compare points that are more alike, such as pairs of winners, or pass the true `noise=`"
             raise TargetError(cannot("convert these comparisons", because, instead))
         target = scaled.target(model, reach.log_z)
-        target.origin = self._origin(describe(model), loss, [float(one.mean()) for _, one in found], saturated, reach)
+        own = self._origin(describe(model), loss, [float(one.mean()) for _, one in found], saturated, reach)
+        target.origin = inherited(own, **self.origins)
         return target
 
     def _origin(self, model: str, loss: Tensor, losses: list[float], saturated: float, reach: Reach) -> Origin:
@@ -267,12 +270,22 @@ class _Scaled:
 
 def _points(given: Any, which: str, support: Any, names: Sequence[str] | None) -> tuple[Target, Float[Tensor, "n d"]]:
     """Return points as the samples of a target, which checks them, and alone."""
+    known = given if isinstance(given, Target) else None
+    given = given if known is None else known.samples
+    names = known.names if known is not None and names is None else names
+    support = known.bijection.constraints if known is not None and support is None else support
     try:
         points = Target(samples=given, support=support, names=names, dtype=torch.float64)
     except InputError as error:
-        raise InputError(str(error).replace("these samples", f"these `{which}`", 1)) from error
-    if points.samples is None or points.context is not None:
-        because = "they are pairs (x, y)" if points.context is not None else "there are none in memory"
+        both = "Drop those rows from both `winners=` and `losers=`"
+        said = re.sub(r"Drop or repair those rows first.*(?=\.$)", both, str(error))
+        raise InputError(said.replace("these samples", f"these `{which}`", 1)) from error
+    known = points if known is None else known
+    points.origin, has_gaps = known.origin, known.table is not None and known.table.left_out > 0
+    if points.samples is None or known.context is not None or known.weights is not None or has_gaps:
+        because = "there are none in memory" if known.samples is None else "rows were left out, which the other points have"
+        because = "they have weights, and a row is an answer" if known.weights is not None else because
+        because = "they are pairs (x, y)" if known.context is not None else because
         raise InputError(cannot(f"use these `{which}`", because, "Give one array or DataFrame of points"))
     if points.bijection.is_discrete:
         because = "the support is discrete, and the models of log p have densities on ℝᵈ"

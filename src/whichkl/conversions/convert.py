@@ -41,6 +41,10 @@ def convert(evidence: Any, *, n: int | None = None, seed: int = 0) -> Target:
         TargetError: the evidence contradicts itself, or doesn't determine a distribution.
     """
     if isinstance(evidence, Target):
+        if evidence.access.cell == "neither":
+            because = "it has neither samples nor a density, and a dimension is no evidence"
+            instead = f"Print `advise(Target(dim={evidence.dim}))`, which lists what can be converted"
+            raise InputError(cannot("convert this target", because, instead))
         return evidence
     if not isinstance(evidence, Evidence) or isinstance(evidence, type):
         because = f"a `{getattr(evidence, '__name__', type(evidence).__name__)}` is none of the kinds of evidence"

@@ -14,7 +14,7 @@ from whichkl.arrays import tensor_of
 from whichkl.conversions.reweighted import Reweighted
 from whichkl.printable import count_of
 from whichkl.targets import Target
-from whichkl.targets.origin import Origin
+from whichkl.targets.origin import Origin, inherited
 
 _MIN_ROWS = 20
 """Fewest draws that passed, and fewest that failed, from which P(pass | x) is learnt."""
@@ -74,7 +74,7 @@ class Labels:
             because = "no draw passed" if yes == 0 else "every draw passed, so that the target is the model itself"
             instead = "Draw more, or from a model that passes more often" if yes == 0 else "Use the model as the target"
             raise InputError(cannot(_DO, because, instead))
-        support, learnt, density = drawn.bijection.constraints, None, None
+        support, learnt, density, model = drawn.bijection.constraints, None, None, None
         if self.model is not None:
             model = self._model(drawn.dim)
             if min(yes, no) < _MIN_ROWS:
@@ -85,7 +85,8 @@ class Labels:
             learnt = fit_acceptance(x.to(torch.float64), passed, seed)
             support, density = model.bijection.constraints, Reweighted(model, learnt)
         target = Target(samples=x[passed], log_prob=density, support=support, names=drawn.names)
-        target.origin = self._origin(yes, no, learnt)
+        first = {"draws": drawn.origin, "model": None if model is None else model.origin}
+        target.origin = inherited(self._origin(yes, no, learnt), **first)
         return target
 
     def _model(self, dim: int) -> Target:

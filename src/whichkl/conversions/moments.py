@@ -22,7 +22,7 @@ from whichkl.printable import count_of
 from whichkl.targets import Target
 from whichkl.targets.calling import values_of
 from whichkl.targets.column_constraints import Support
-from whichkl.targets.origin import Origin, worth_of_rows
+from whichkl.targets.origin import Origin, inherited, worth_of_rows
 from whichkl.targets.supports import MAX_STATES, Bijection
 
 _DRAWS = 10_000
@@ -91,6 +91,9 @@ class Moments:
         if self.of is None or isinstance(self.of, type):
             because = f"`of` is {'None' if self.of is None else f'the class `{self.of.__name__}`'}"
             raise InputError(cannot(_DO, because, "Pass a function of (n, d) points, or its (n, k) values at the draws"))
+        if isinstance(self.of, str) or (isinstance(self.of, (list, tuple)) and any(isinstance(one, str) for one in self.of)):
+            because = f"`of` is {self.of!r}, and names of columns are read on the command line alone"
+            raise InputError(cannot(_DO, because, "Pass a function of (n, d) points, such as `lambda x: x[:, :1]`"))
         if self.reference is None and self.support is None:
             because = "many distributions have them, and there is neither a reference nor a bounded support to choose one by"
             raise InputError(cannot(_DO, because, "Pass `reference=` (draws or a density), or `support='interval(a, b)'`"))
@@ -199,7 +202,7 @@ class _Conversion:
             names=r.names,
             device=r.device,
         )
-        target.origin = self._origin(found, target, worth, share)
+        target.origin = inherited(self._origin(found, target, worth, share), reference=r.origin)
         return target
 
     def _draws(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:

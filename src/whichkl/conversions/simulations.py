@@ -23,6 +23,7 @@ from whichkl.printable import count_of
 from whichkl.process.torch_modes import plain_modes
 from whichkl.samples.table import as_frame, column_names, is_frame
 from whichkl.targets import Target
+from whichkl.targets.origin import inherited
 
 _REFERENCE_DRAWS = 10_000
 """Draws of the prior, or the proposal, with which the parameters are compared."""
@@ -122,7 +123,8 @@ class Simulations:
         target.context_names = self.data_names
         if self.proposal is not None:
             target.log_ratio = partial(log_ratio, self.prior, self.proposal)
-        target.origin = self._origin(kept, n, seed)
+        proposal = None if self.proposal is None else self.proposal.origin
+        target.origin = inherited(self._origin(kept, n, seed), prior=self.prior.origin, proposal=proposal)
         return target
 
     @typed

@@ -41,9 +41,11 @@ _CONSTANTS = {
     f", H(p) included{_AT_TEMPERATURE}": "H(p), at an assumed temperature",
     ", log Z included": "+ log Z",
     ", log Z subtracted": "− log Z",
+    f", log Z included{_AT_TEMPERATURE}": "+ log Z, at an assumed temperature",
+    f", log Z subtracted{_AT_TEMPERATURE}": "− log Z, at an assumed temperature",
     _AT_TEMPERATURE: "at an assumed temperature",
 }
-UpTo = Literal["log_z", "entropy_p", "temperature", "entropy_p, temperature"] | None
+UpTo = Literal["log_z", "entropy_p", "temperature", "entropy_p, temperature", "log_z, temperature"] | None
 """What a value contains or rests on besides the divergence; see `Estimate`."""
 
 
@@ -58,7 +60,7 @@ class Estimate(HTML):
         up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy), ``"log_z"``: value = forward KL + log Z,
             and reverse KL − log Z, since log p̃ = log p + log Z has a plus in the first and a minus in the second; or
             ``"temperature"``: p or q was made of comparisons, and is known up to a power that their noise decides; or
-            ``"entropy_p, temperature"``: both.
+            ``"entropy_p, temperature"`` or ``"log_z, temperature"``: both.
         unit: nats, bits, or none for what has no unit.
         finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
         method: how it was computed, in words.
@@ -167,7 +169,9 @@ class Estimate(HTML):
         """
         if getattr(origin, "up_to", None) is None:
             return self
-        whole: UpTo = "entropy_p, temperature" if self.includes_entropy else "temperature"
+        is_divided = origin.log_z_stderr > 0  # a density that was made of such a one has another log Z
+        lacks_z = self.up_to == "log_z" and not is_divided
+        whole: UpTo = "entropy_p, temperature" if self.includes_entropy else "log_z, temperature" if lacks_z else "temperature"
         more = origin.log_z_stderr if self.up_to == "log_z" or self.quantity == "elbo" else 0.0
         return dataclasses.replace(self, up_to=whole, stderr=math.hypot(self.stderr, more))
 
@@ -220,7 +224,8 @@ class Estimate(HTML):
     def constant(self) -> str:
         """What the value contains besides the divergence, as text; empty if nothing."""
         of_z = ", log Z included" if self.quantity == "forward_kl" else ", log Z subtracted"
-        of_p = ", H(p) included" if self.includes_entropy else of_z if self.up_to == "log_z" else ""
+        includes_z = self.up_to in ("log_z", "log_z, temperature")
+        of_p = ", H(p) included" if self.includes_entropy else of_z if includes_z else ""
         return of_p + _AT_TEMPERATURE * self._is_at_temperature
 
     def to_dict(self) -> dict[str, Any]:

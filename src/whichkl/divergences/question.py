@@ -231,10 +231,10 @@ def _repeats(p: Target) -> bool:
 def _in_memory(target: Target, name: str) -> Target:
     """Return a target whose samples are in memory, since all of them are compared with each other."""
     stream = target.stream
+    if target.context_names:
+        raise InputError(cannot("estimate a divergence of pairs (x, y)", f"{name} is conditional", "Give single rows"))
     if stream is None:
         return target
-    if stream.context_names:
-        raise InputError(cannot("estimate a divergence of pairs (x, y)", f"{name} is conditional", "Give single rows"))
     check_memory(2 * stream.bytes_in_memory, f"hold the rows of {name}", "Give a part of them")
     whole = Target(samples=torch.cat([block.x for part in stream.parts for block in part.blocks()]), names=target.names)
     whole.reading = target.reading

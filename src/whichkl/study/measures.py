@@ -141,6 +141,7 @@ _UP_TO = {
     "log_z": "up to log Z",
     "temperature": "at an assumed temperature",
     "entropy_p, temperature": "+ H(p) at an assumed temperature",
+    "log_z, temperature": "up to log Z, at an assumed temperature",
 }
 
 
@@ -153,7 +154,8 @@ def constants_of(rows: Iterable[Mapping[str, Any]], name: str) -> str:
     """Return what the values of a column include or rest on, as words of a heading; empty if nothing."""
     parts = ("forward_kl", "reverse_kl") if name == "jeffreys" else (name,)
     found = {row.get(f"{one}_up_to") for row in rows for one in parts if row.get(one) is not None}
-    found &= {"temperature"} if name == "jeffreys" else found  # log Z cancels
+    if name == "jeffreys":  # log Z cancels
+        found = {"temperature"} if any(str(one).endswith("temperature") for one in found) else set()
     return " or ".join(words for constant, words in _UP_TO.items() if constant in found)
 
 

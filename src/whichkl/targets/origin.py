@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -71,6 +71,38 @@ class Origin:
         return "\n".join(lines)
 
 
+def inherited(origin: Origin, **sources: Any) -> Origin:
+    """Return the origin of a conversion whose sources may be converted themselves: it keeps their doubts and sentences.
+
+    Args:
+        origin: that of the conversion alone.
+        sources: by the name of the argument, the origin of what it started from; others than an `Origin` say nothing.
+
+    >>> first = Origin("30 answers.", trust="They are a coin's.", reliable=False, up_to="temperature")
+    >>> print(inherited(Origin("1 moment of a reference.", trust="λ is 2."), reference=first))
+    Made of 1 moment of a reference. The `reference` was made of 30 answers.
+      not reliable: The `reference`: They are a coin's. λ is 2.
+    """
+    known = {name: one for name, one in sources.items() if isinstance(one, Origin)}
+    known = {name: one for at, (name, one) in enumerate(known.items()) if one not in [*known.values()][:at]}
+    if not known:
+        return origin
+    every = [origin, *known.values()]
+    trusts = [(origin, origin.trust), *((one, f"The `{name}`: {one.trust}") for name, one in known.items() if one.trust)]
+    trusts.sort(key=lambda pair: pair[0].reliable)  # what can't be relied on begins with that
+    return replace(
+        origin,
+        source=" ".join([origin.source, *(f"The `{name}` was made of {one.source}" for name, one in known.items())]),
+        assumed=tuple(dict.fromkeys(text for one in every for text in one.assumed)),
+        unknown=tuple(dict.fromkeys(text for one in every for text in one.unknown)),
+        left_out=tuple(dict.fromkeys(text for one in every for text in one.left_out)),
+        trust=" ".join(text for _, text in trusts if text),
+        reliable=all(one.reliable for one in every),
+        is_corrected=origin.is_corrected and all(one.reliable for one in known.values()),
+        up_to=next((one.up_to for one in every if one.up_to is not None), None),
+    )
+
+
 def worth_of_rows(weights: Float[Tensor, " n"]) -> str:
     """Return a sentence on how many rows of equal weight the weighted rows are worth, and k̂ of the weights' tail.
 
@@ -85,14 +117,14 @@ def worth_of_rows(weights: Float[Tensor, " n"]) -> str:
     return f"The {n:,} weighted rows are worth {worth} of equal weight (ESS {100 * ess / n:.3g} %{khat})."
 
 
-def origin_of_weights(weights: Float[Tensor, " n"] | None) -> Origin | None:
-    """Return the origin of samples that were drawn from another distribution and weighted by its density ratio."""
+def origin_of_weights(weights: Float[Tensor, " n"] | None, samples: Origin | None) -> Origin | None:
+    """Return the origin of samples, with their own, that were drawn from another law and weighted by the density ratio."""
     if weights is None:
         return None
     zeros = int((weights == 0).sum())
     are_sound = doubt_of_weights(weights) is None
     doubt = "" if are_sound else " Few rows may carry every result: draw from a distribution that is nearer to the target."
-    return Origin(
+    found = Origin(
         f"{len(weights):,} draws of another distribution, with a log weight each.",
         assumed=("Each log weight is log p minus the log density that drew the row, up to one constant.",),
         unknown=("Mass of the target where the other distribution drew no row.",),
@@ -100,3 +132,4 @@ def origin_of_weights(weights: Float[Tensor, " n"] | None) -> Origin | None:
         trust=worth_of_rows(weights) + doubt,
         reliable=are_sound,
     )
+    return inherited(found, samples=samples)

@@ -1,4 +1,4 @@
-"""Row weights: which column of a table holds the weights of its rows, so that it isn't data."""
+"""Row weights: which column of a table holds the weights of its rows, so that it isn't data; and those of x by an origin file."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ from whichkl.files.writing import origin_file
 from whichkl.samples import Reading, Table, TableError, open_samples
 from whichkl.samples.table import as_frame, is_frame
 from whichkl.targets.origin import Origin
-from whichkl.targets.origin_file import read_origin
+from whichkl.targets.origin_file import Written, read_origin
 from whichkl.targets.rows import table_in_memory
 
 _SOUNDS_LIKE_WEIGHTS = re.compile(r"(?:(log|sample|importance|survey|case|row)[ _.-]?)?weights?", re.IGNORECASE)
 
 
 class RowWeights(NamedTuple):
-    """The weights of samples, or their logs, and how the other columns of their table are read."""
+    """The weights of samples, or their logs, how the other columns of their table are read, and which of them are x."""
 
     weights: Any
     log_weights: Any
     reading: Reading
     origin: Origin | None = None
     """That of a file which `whichkl convert` wrote."""
+    given: Any = None
+    """The columns of x that were given, or else those that such a file has."""
 
     @classmethod
-    def of(cls, samples: Any, names: Sequence[str] | None, weights: Any, log_weights: Any, reading: Reading) -> RowWeights:
-        """Read the column of weights that was named, or else the one that the origin of a file names.
+    def of(
+        cls, samples: Any, names: Sequence[str] | None, weights: Any, log_weights: Any, reading: Reading, given: Any
+    ) -> RowWeights:
+        """Read the column of weights that was named, or else the one that the origin of a file names; find those of x likewise.
 
         Raises:
             InputError: there is no such column, it is named as data, or the rows aren't in memory.
             IntegrityError: the origin of the file is damaged.
         """
-        origin, own = _written_next_to(samples)
+        origin, own, x = _written_next_to(samples)
+        x = tuple(name for name in x if name not in reading.drop and (reading.columns is None or name in reading.columns))
+        x = () if reading.columns is not None and set(reading.columns) <= set(x) else x
+        given = (x or None) if given is None else given
         if own is not None and own in reading.drop:  # then the rows aren't draws of what the origin describes
             origin, own = None, None
-        found = cls(weights, log_weights, reading, origin)
+        found = cls(weights, log_weights, reading, origin, given)
         if isinstance(log_weights, str):
             found = found._taking(samples, names, log_weights, is_log=True)
         if isinstance(weights, str):
@@ -84,9 +91,9 @@ def doubtful_columns(names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _written_next_to(samples: Any) -> tuple[Origin | None, str | None]:
+def _written_next_to(samples: Any) -> Written:
     if not isinstance(samples, (str, os.PathLike)) or not os.path.isfile(samples):
-        return None, None
+        return Written()
     return read_origin(Path(samples))
 
 

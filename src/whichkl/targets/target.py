@@ -67,7 +67,7 @@ class Target:
         chains: if `samples` come from Markov chains, in the order of time: the number of equally long stacked chains, or (n,) ids
             of each row's chain. Error bars then count effective draws.
         names: the d column names; by default those of a DataFrame or file, else x1, x2, …, or y1, y2, … (y) for y given x.
-        given: names of the columns of `samples` that are x; the others are y, which is modelled given x.
+        given: names of the columns of `samples` that are x; the others are y, modelled given x. A converted file has its own.
         columns: names of the columns of a table that are used, in this order; by default all.
         drop: names of the columns that aren't used.
         missing: ``"refuse"`` samples with missing cells (NaN), or ``"drop"`` the rows that have one; `notes` has their count.
@@ -126,7 +126,7 @@ class Target:
         check_tensor_options(dtype, device)
         log_prob, score, batched = functions_of(log_prob, energy, score, normalized, batched)
         reading = Reading.of(columns, drop, missing, thousands, categories)
-        weights, log_weights, reading, origin = RowWeights.of(samples, names, weights, log_weights, reading)
+        weights, log_weights, reading, origin, given = RowWeights.of(samples, names, weights, log_weights, reading, given)
         others = {"weights": weights, "log_weights": log_weights, "chains": chains}
         others |= {"log_prob": log_prob, "sampler": sampler, "score": score}
         is_whole = any(value is not None for value in others.values())
@@ -150,7 +150,7 @@ class Target:
         self._notes = rows.notes
         self.weights = rows.weights(weights, log_weights)
         self.chains = rows.chains(chains, self.weights, self.device)
-        self.origin: Model | Origin | None = origin if log_weights is None else origin_of_weights(self.weights)
+        self.origin: Model | Origin | None = origin if log_weights is None else origin_of_weights(self.weights, origin)
         """The model that this is the posterior of, with its own names and shapes; or what `convert` made it of."""
 
     @classmethod
