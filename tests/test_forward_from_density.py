@@ -11,7 +11,7 @@ from whichkl import Target, TargetError
 from whichkl.access import Access
 from whichkl.families import BlockMixture, Gaussian, Mixture, Product, family_from_config
 from whichkl.families.block_mixture import IndependentBlocks
-from whichkl.particles import located
+from whichkl.particles import located, temper
 from whichkl.particles.located import located_particles
 from whichkl.particles.pool import Points, Pool
 from whichkl.problems import bimodal, gmm40, many_well, restricted_boltzmann
@@ -262,6 +262,30 @@ def test_particles_that_do_not_arrive_are_refused(monkeypatch):
     monkeypatch.setattr(located, "_MAX_CALLS", 12)
     with pytest.raises(TargetError, match=r"after \d+ calls .* Give `samples=` of it, or minimise reverse KL"):
         wk.fit(Target(log_prob=two_bumps, dim=1), objective="forward_kl")
+
+
+@pytest.mark.parametrize(
+    ("log_prob", "message"),
+    [
+        (lambda x: x[:, 0].log(), r"`log_prob` is NaN at 128 of 256 points.*pass `support=`"),
+        (lambda x: torch.full_like(x[:, 0], math.nan), "`log_prob` is NaN at 256 of 256 points"),
+        (lambda x: 0 * x[:, 0], "`log_prob` is constant, so that the density doesn't fall off"),
+    ],
+)
+def test_a_density_without_numbers_is_refused_before_particles_run(log_prob, message):
+    target = Target(log_prob=log_prob, dim=1)
+    with pytest.raises(TargetError, match=message):
+        wk.fit(target, objective="forward_kl")
+    assert target.evaluations.total < 20_000
+    is_dead = Target(log_prob=lambda x: torch.full_like(x[:, 0], math.nan), dim=1)
+    with pytest.raises(TargetError, match="is NaN at all 64 points of the base"):
+        temper(is_dead, particles=64)
+
+
+def test_a_density_that_is_a_number_near_its_modes_alone_is_followed():
+    far = Target(log_prob=lambda x: torch.where(x.abs()[:, 0] > 9, math.nan, two_bumps(x)), dim=1)
+    fit = wk.fit(far, wk.families.Mixture(2), objective="forward_kl")
+    assert fit.value.value < 0.01
 
 
 def test_a_density_that_is_not_normalised_is_refused():

@@ -9,6 +9,7 @@ import torch
 import whichkl as wk
 from whichkl.diagnostics import MissingModes
 from whichkl.diagnostics.basins import labels, spread_out
+from whichkl.diagnostics.unvisited import unvisited_modes
 
 D = torch.float64
 
@@ -154,6 +155,35 @@ def test_draws_of_the_target_are_used_where_there_are_any():
     assert found.count > 20  # some of the forty are too close to each other to be modes of their own
     assert 0.8 < found.by_particles < 0.98
     assert 0.8 < found.mass < 0.98
+
+
+@pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("family", [wk.families.Gaussian(), wk.families.Mixture(2)])
+@pytest.mark.parametrize(("n", "dim"), [(40, 1), (3_000, 1), (500, 6)])
+def test_samples_that_miss_a_mode_of_the_density_contradict_it(objective, family, n, dim):
+    """As draws of a chain that never left one of two modes."""
+    p = two(3, dim=dim)
+    x = torch.randn(n, dim, generator=torch.Generator().manual_seed(0), dtype=D) + 3
+    p = wk.Target(samples=x, log_prob=p.log_prob)
+    fit = wk.fit(p, family, objective=objective)
+    assert "accesses_disagree" in fit.findings
+    assert fit.trust.startswith("Use neither")
+    assert any(f"of {n:,} samples would lie" in note for note in fit.diagnostics.notes)
+    assert fit.value.reliable == (objective == "reverse_kl")
+
+
+def test_samples_that_reach_every_mode_do_not_contradict_the_density():
+    generator = torch.Generator().manual_seed(1)
+    for n, weight in ((40, 0.5), (2_000, 0.1), (10_000, 0.01)):
+        side = torch.where(torch.rand(n, 1, generator=generator, dtype=D) < weight, 3.0, -3.0)
+        x = side + torch.randn(n, 2, generator=generator, dtype=D)
+        target = wk.Target(samples=x, log_prob=two(3, weight, dim=2).log_prob)
+        before = target.evaluations.total
+        assert unvisited_modes(target, None, 0)[1] == ""
+        assert target.evaluations.total - before < 1_000
+    skewed = -torch.log(-torch.log(torch.rand(500, 3, generator=generator, dtype=D)))
+    assert unvisited_modes(wk.Target(samples=skewed, log_prob=gumbel(3).log_prob), None, 0)[1] == ""
+    assert unvisited_modes(wk.problems.gmm40(), None, 0)[1] == ""
 
 
 def test_a_search_costs_little():

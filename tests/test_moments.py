@@ -208,6 +208,37 @@ def test_a_reference_of_many_variables_lends_its_draws_or_is_drawn_from():
         assert (target.samples is None) == (reference is not law)
 
 
+@pytest.mark.parametrize("has_sampler", [True, False])
+@pytest.mark.parametrize("stderr", [None, [0.2, 0.5]])
+def test_errors_of_the_multipliers_and_of_what_rests_on_them_are_those_of_other_seeds(has_sampler, stderr):
+    cov = torch.eye(4, dtype=torch.float64)
+    cov[0, 1] = cov[1, 0] = 0.5
+    law = torch.distributions.MultivariateNormal(torch.zeros(4, dtype=torch.float64), cov)
+    square = torch.zeros(2, dtype=torch.float64) if stderr is None else torch.tensor(stderr, dtype=torch.float64).square()
+    m = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    exact = torch.linalg.solve(cov[:2, :2] + torch.diag(square), m)
+    kl = float(exact @ cov[:2, :2] @ exact) / 2
+    off = []
+    for seed in range(24):
+        reference = law if has_sampler else wk.Target(log_prob=law.log_prob, dim=4)
+        moments = wk.Moments(of=lambda x: x[:, :2], values=m, stderr=stderr, reference=reference)
+        origin = wk.convert(moments, n=1_000, seed=seed).origin
+        off.append([(origin.multipliers[0] - exact[0]) / origin.multipliers_stderr[0], (origin.kl - kl) / origin.kl_stderr])
+    assert bool((torch.tensor(off, dtype=torch.float64).square().mean(0).sqrt() - 1).abs().max() < 0.4)
+
+
+def test_a_value_that_rests_on_the_integral_of_a_converted_density_has_the_error_of_lambda():
+    law = torch.distributions.MultivariateNormal(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
+    reference = wk.Target(log_prob=law.log_prob, dim=4)
+    target = wk.convert(wk.Moments(of=lambda x: x[:, 0], values=0.5, reference=reference))
+    value = wk.fit(target).value
+    assert 0.002 < value.stderr < 0.02
+    assert abs(value.value + 0.125) < 4 * value.stderr
+    assert " ± " in target.origin.trust
+    line = wk.convert(wk.Moments(of=lambda x: x[:, 0], values=0.5, reference=torch.distributions.Normal(0.0, 1.0)))
+    assert line.origin.multipliers_stderr == (0.0,) and line.origin.log_z_stderr == 0
+
+
 def test_draws_of_chains_are_thinned():
     x = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for i in range(1, len(x)):

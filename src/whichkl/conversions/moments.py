@@ -16,6 +16,7 @@ from whichkl._checks import InputError, TargetError, as_int, cannot, check_finit
 from whichkl.access import Access
 from whichkl.arrays import default_names, read_matrix, read_names, tensor_of
 from whichkl.chains import thinning
+from whichkl.conversions.multiplier_errors import MultiplierErrors, multiplier_errors
 from whichkl.conversions.projection import Dual, Projection
 from whichkl.conversions.reweighted import Reweighted
 from whichkl.printable import count_of
@@ -31,7 +32,8 @@ _MIN_SHARE = 0.1
 """Share of the draws in the effective sample size below which the result isn't reliable."""
 _MAX_DIMENSIONS = 3
 """Most variables over which expectations of a reference density are integrals; over more, they are means of draws."""
-_MAX_MULTIPLIERS_SHOWN = 8
+_ISLANDS = 32
+"""Number of groups of particles, whose differences give the error of λ."""
 _DO = "use these moments"
 
 
@@ -43,6 +45,9 @@ class MomentsOrigin(Origin):
     """λ of q ∝ r exp(λ·f), one number per moment, in the inverse of its unit."""
     kl: float = math.nan
     """KL(q‖r), in nats."""
+    multipliers_stderr: tuple[float, ...] = ()
+    """Standard errors of λ; above 0 where the log density rests on draws of the reference."""
+    kl_stderr: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +154,8 @@ class _Conversion:
         self.left_out: list[str] = []
         self.rows: Tensor | None = None
         """The rows of the draws that are used, where those of chains are thinned."""
+        self.islands: int | None = None  # of particles, if the draws are these
+        self.errors: MultiplierErrors | None = None
         self.has_density = reference.density is not None and callable(evidence.of)
 
     def target(self) -> Target:
@@ -170,6 +177,8 @@ class _Conversion:
         if x is not None and log_r is not None:
             dual = self._dual(x)
             on_draws = dual.project(log_r) if found is None else _reweighted(dual.f, log_r, found)
+            if found is None and self.has_density:
+                self.errors = multiplier_errors(dual, log_r, on_draws, self.islands)
         return self._assembled(x, on_draws, found, log_mass)
 
     def _assembled(self, x: Tensor | None, on_draws: Projection | None, found: Projection | None, log_mass: float) -> Target:
@@ -220,10 +229,12 @@ class _Conversion:
             return r.draws(self.n, self.seed).to("cpu", torch.float64), torch.zeros(self.n, dtype=torch.float64, device="cpu")
         from whichkl.particles import temper
 
-        found = temper(r.unconstrained(), particles=-(-self.n // 8) * 8, settle=True, seed=self.seed)
+        each = max(2, -(-self.n // _ISLANDS))
+        found = temper(r.unconstrained(), particles=each * _ISLANDS, islands=_ISLANDS, settle=True, seed=self.seed)
         if not found.finished:
             because = "sequential Monte Carlo didn't reach it in 1,000 calls of its log density"
             raise TargetError(cannot("draw from this reference", because, "Pass draws of it as `samples=`"))
+        self.islands = found.islands
         return r.bijection.forward(found.x), found.log_weights
 
     def _dual(self, x: Float[Tensor, "n d"], *, are_draws: bool = True) -> Dual:
@@ -255,9 +266,8 @@ class _Conversion:
             assumed.append("The reference is uniform on the support.")
         exact = "The values of the moments are exact."
         assumed.append(exact if evidence.stderr is None else "Each value is normal around the moment, with its standard error.")
-        shown = ", ".join(f"{one:.5g}" for one in found.multipliers[:_MAX_MULTIPLIERS_SHOWN].tolist())
-        shown += ", …" if k > _MAX_MULTIPLIERS_SHOWN else ""
-        trust = f"KL(q‖r) is {found.kl:.4g} nats, with λ = ({shown}).{worth}"
+        errors = self.errors or MultiplierErrors((0.0,) * k, kl=0.0, log_z=0.0)
+        trust = errors.shown(found) + worth
         is_sound = share >= _MIN_SHARE
         if not is_sound:
             trust += f" Below {100 * _MIN_SHARE:.0f} % they carry no conclusion: take a reference nearer to these moments."
@@ -270,6 +280,9 @@ class _Conversion:
             reliable=is_sound,
             multipliers=tuple(found.multipliers.tolist()),
             kl=found.kl,
+            multipliers_stderr=errors.multipliers,
+            kl_stderr=errors.kl,
+            log_z_stderr=errors.log_z,
         )
 
 

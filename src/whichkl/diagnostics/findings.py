@@ -147,7 +147,7 @@ FINDINGS: dict[str, Finding] = {
     ),
     "accesses_disagree": Finding(
         lambda e: e.disagree,
-        "The draws don't follow the log density: Stein's identity fails on them.",
+        "The draws don't follow the log density: Stein's identity fails on them, or they miss a mode of it (see the notes).",
         "Check that both describe one target, in the same coordinates, and that the draws have converged.",
     ),
     "heavy_tails": Finding(

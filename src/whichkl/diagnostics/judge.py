@@ -24,6 +24,7 @@ from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement, draws_in
 from whichkl.diagnostics.suggestions import allowed
 from whichkl.diagnostics.unseen_rows import stride_of, unseen
+from whichkl.diagnostics.unvisited import unvisited_modes
 from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.divergences import Estimate
 from whichkl.families import Gaussian
@@ -59,18 +60,23 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
     d = replace(d, history=solution.history, notes=_notes(fit, whole))
     value: Estimate | None
+    said = ""
     if objective.direction == "forward" and not whole and target.samples is not None:
         value = measured("the value on the fitted rows", lambda: in_sample(target, fit.model), None)
     else:
         d, draws = _with_weights(fit, d)
         value, d = _value(fit, d)
-        d = _with_landscape(fit, d, draws, whole)
+        unvisited, said = _unvisited(fit, draws) if whole else (None, "")
+        d = _with_landscape(fit, d, draws, unvisited, whole)
     is_measured = value is not None
     value = _substitute(fit) if value is None else value
     if solution.doubts:
         value = replace(value, reliable=False, notes=(*value.notes, *solution.doubts))
     if fit.chains_apart:
         value = replace(value, reliable=False, notes=(*value.notes, fit.chains_apart))
+    if said:
+        d = replace(d, notes=(*d.notes, said))
+        value = replace(value, reliable=False, notes=(*value.notes, said)) if objective.reads_p else value
     if fit.masses:
         value = replace(value, reliable=False, notes=(*value.notes, f"{fit.masses}, where no density has mass"))
     if origin := fit.doubted_origin:
@@ -83,7 +89,7 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
         raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
     _refuse_unnormalized(target, d.log_z)
     disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, fit.seed), False)
-    findings = find(fit, value, d, disagree=disagree)
+    findings = find(fit, value, d, disagree=disagree or bool(said))
     if names_richer(findings):
         d = replace(d, richer=measured("which richer family the rows allow", lambda: allowed(fit, d), None))
     unseen_label = [_UNSEEN_LABEL] * (value.value == math.inf and bool(target.reading.categories))
@@ -187,7 +193,16 @@ def _with_tests(fit: JudgedFit, d: Diagnostics) -> Diagnostics:
     )
 
 
-def _with_landscape(fit: JudgedFit, d: Diagnostics, draws: Draws, whole: bool) -> Diagnostics:
+def _unvisited(fit: JudgedFit, draws: Draws) -> tuple[Float[Tensor, "k d"] | None, str]:
+    """Return modes of the log density that the samples don't reach, and the heaviest in words; None where there are none."""
+    search = lambda: unvisited_modes(fit.target, draws, fit.seed)  # noqa: E731
+    modes, said = fit.measured("whether the samples reach the log density's modes", search, (None, ""))
+    return modes if said else None, said
+
+
+def _with_landscape(
+    fit: JudgedFit, d: Diagnostics, draws: Draws, unvisited: Float[Tensor, "k d"] | None, whole: bool
+) -> Diagnostics:
     """Add what log p is like where the fit is and where it isn't, for objectives whose draws are q's alone."""
     if fit.objective.direction == "reverse":
         d = fit.measured("the spread by linear response", lambda: _with_spreads(fit, d), d)
@@ -199,7 +214,8 @@ def _with_landscape(fit: JudgedFit, d: Diagnostics, draws: Draws, whole: bool) -
     few = max(_MIN_PARTICLES, 1 << (max(1, fit.affordable // _EVALUATIONS_PER_PARTICLE).bit_length() - 1))
     count = most if most is None else fit.at_most("particles in the search for missing modes", most, few)
     largest = None if d.log_weights is None else float(d.log_weights.max())
-    search = lambda: missing_modes(fit.target, fit.solution, fit.seed, draws, count, largest)  # noqa: E731
+    p = fit.target if unvisited is None else fit.target.starting_at(unvisited)
+    search = lambda: missing_modes(p, fit.solution, fit.seed, draws, count, largest)  # noqa: E731
     found = fit.measured("the mass at missing modes", search, None)
     if found is None:
         return d

@@ -163,17 +163,26 @@ class Estimate(HTML):
         return "absolute" if self.up_to is None else "up to " * (self.up_to != "temperature") + _CONSTANTS[self.constant]
 
     def resting_on(self, origin: Any) -> Estimate:
-        """Return the same value as one about a target of this origin, if that is itself known up to a constant.
+        """Return the same value as one about a target of this origin, with the origin's error of log Z, and its constant if any.
 
-        A converted log density is divided by an estimate of its integral: log Z isn't named any more, but its error counts.
+        A log density that is known up to the temperature is divided by an estimate of its integral: log Z isn't named any more.
         """
+        rests_on_z = self.up_to == "log_z" or self.quantity == "elbo"
+        more = getattr(origin, "log_z_stderr", 0.0) if rests_on_z else 0.0
+        found = self if more == 0 else dataclasses.replace(self, stderr=math.hypot(self.stderr, more), exact=False)
         if getattr(origin, "up_to", None) is None:
+<<<<<<< HEAD
             return self
         is_divided = origin.log_z_stderr > 0  # a density that was made of such a one has another log Z
         lacks_z = self.up_to == "log_z" and not is_divided
         whole: UpTo = "entropy_p, temperature" if self.includes_entropy else "log_z, temperature" if lacks_z else "temperature"
         more = origin.log_z_stderr if self.up_to == "log_z" or self.quantity == "elbo" else 0.0
         return dataclasses.replace(self, up_to=whole, stderr=math.hypot(self.stderr, more))
+=======
+            return found
+        whole: UpTo = "entropy_p, temperature" if self.includes_entropy else "temperature"
+        return dataclasses.replace(found, up_to=whole)
+>>>>>>> hy
 
     def __repr__(self) -> str:
         return f"Estimate({shorten(str(self), 280)})"

@@ -69,8 +69,8 @@ def located_particles(target: Target, particles: int = 4_096, seed: int = 0) -> 
     )
     if not found.finished:
         because = (
-            f"after {found.calls:,} calls of its log density the particles were at the inverse temperature "
-            f"{found.temperatures[-1]:.2g}, and p has 1"
+            f"after {found.calls:,} calls of its log density the particles hadn't arrived at p's inverse temperature, 1 (they "
+            f"were at {found.temperatures[-1]:.2g}), as where the density doesn't fall off"
         )
         raise TargetError(cannot("carry particles to this target", because, "Give `samples=` of it, or minimise reverse KL"))
     return found

@@ -182,9 +182,12 @@ class _Tempering:
         self.leapfrogs, self.max_calls, self.calls = leapfrogs, max_calls, 0
         self.generator = torch.Generator().manual_seed(seed)
         y = torch.randn(particles, target.dim, generator=self.generator, dtype=torch.float64, device="cpu")
+        rejected = target.evaluations["rejected"]
         self.cloud = Cloud(y, *self.density(y))
         if not bool((self.cloud.value > -math.inf).any()):
-            because = f"its log density is −∞ at all {particles} points of the base"
+            count = target.evaluations["rejected"] - rejected
+            number = "NaN" if count >= particles else "NaN or −∞" if count else "−∞"
+            because = f"its log density is {number} at all {particles} points of the base"
             instead = "Pass `support=`, or a base nearer to its mass"
             raise TargetError(cannot("follow this target with particles", because, instead))
         self.log_z = torch.zeros(islands, dtype=torch.float64, device="cpu")

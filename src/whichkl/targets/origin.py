@@ -41,7 +41,7 @@ class Origin:
     up_to: Literal["temperature"] | None = None
     """The constant that can't be known and that every value rests on, if there is one."""
     log_z_stderr: float = 0.0
-    """Standard error, in nats, of the log of the integral by which a log density was divided; part of every value's error."""
+    """Standard error, in nats, of the log of the converted log density's integral; part of the error of what rests on it."""
 
     @property
     def rows(self) -> list[tuple[str, str]]:

@@ -81,11 +81,7 @@ def find_modes(target: Target, seed: int) -> Modes:
         TargetError: the log density is −inf or NaN at every candidate, +inf at one, or looks like a density.
     """
     rejected = target.evaluations["rejected"]
-    # The unit of x is unknown: without draws, four scales reach modes that are near and narrow, or far and wide.
-    scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)
-    points, value = points_to_start(
-        target, seed, _CANDIDATES, lambda: _normal_points(target.dim, seed) * scales[:, None], "0.3 to 10"
-    )
+    points, value = points_to_start(target, seed, _CANDIDATES, lambda: _candidates(target.dim, seed), "0.3 to 10")
     if bool(value.isfinite().all()) and float(value.max()) == float(value.min()):
         because = "`log_prob` is constant, so that the density doesn't fall off and can't be normalised"
         raise TargetError(cannot("fit this target", because, "Pass `support=`, or the log density that you mean"))
@@ -104,6 +100,19 @@ def find_modes(target: Target, seed: int) -> Modes:
             points = modes.locs[which] + torch.einsum("nij,nj->ni", modes.trils[which], z)
         target.log_prob(points.to(target.device))  # raises if it is NaN there; without modes it is
     return replace(modes, points=began)
+
+
+def refuse_unusable(target: Target, seed: int) -> None:
+    """Refuse a log density that is constant, or NaN near its modes or everywhere, for solvers that don't call `find_modes`.
+
+    Raises:
+        TargetError: what `find_modes` raises there.
+    """
+    rejected = target.evaluations["rejected"]
+    value = target.tried(_candidates(target.dim, seed).to(target.device)).detach()
+    if target.evaluations["rejected"] > rejected or float(value.max()) == float(value.min()) > -math.inf:
+        find_modes(target, seed)
+    target.evaluations["rejected"] = rejected  # the candidates lie far from p, where a density that fails does no harm
 
 
 def points_to_start(
@@ -129,6 +138,12 @@ def points_to_start(
         instead = "Pass `support=`, or shift and scale x so that p has mass there"
         raise TargetError(cannot("start on this target", because, instead))
     return points, value
+
+
+def _candidates(dim: int, seed: int) -> Float[Tensor, "c d"]:
+    """Return points at four scales, since the unit of x is unknown: modes can be near and narrow, or far and wide."""
+    scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)
+    return _normal_points(dim, seed) * scales[:, None]
 
 
 def _normal_points(dim: int, seed: int) -> Float[Tensor, "c d"]:

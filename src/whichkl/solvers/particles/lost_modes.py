@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import scipy
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from whichkl.importance import effective_sample_size
 from whichkl.particles.pool import Points
 from whichkl.process.seeds import seeded
-from whichkl.solvers.ascents import ascend
+from whichkl.solvers.ascents import Peaks, ascend
 from whichkl.solvers.particles.value import student_t_around
 from whichkl.targets import Target
 
@@ -41,9 +41,10 @@ _STEP = 1e-4
 
 
 @dataclass(frozen=True)
-class _Mode:
+class Mode:
     """Weighted points about a mode, and log p's integral over the ellipsoid that they fill."""
 
+    top: Float[Tensor, " d"]
     x: Float[Tensor, "m d"]
     log_p: Float[Tensor, " m"]
     log_weights: Float[Tensor, " m"]
@@ -53,6 +54,11 @@ class _Mode:
     def log_mass(self) -> float:
         """Log ∫ p̃ over the ellipsoid, in nats."""
         return float(self.log_weights.logsumexp(0))
+
+    @property
+    def error(self) -> float:
+        """The relative standard error of that integral."""
+        return float(effective_sample_size(self.log_weights) ** -0.5)
 
 
 def with_lost_modes(target: Target, points: Points, log_z: float, seed: int) -> tuple[Points, str]:
@@ -100,27 +106,58 @@ def with_lost_modes(target: Target, points: Points, log_z: float, seed: int) -> 
 
 def _lost(
     density: Density, starts: Float[Tensor, "n d"], y: Float[Tensor, "m d"], weights: Float[Tensor, " m"], log_z: float
-) -> list[_Mode]:
+) -> list[Mode]:
     """Climb from every start, and return the modes at the ends that hold mass which the points y don't have."""
     ends = ascend(lambda at, _: density(at), starts, tolerance=_MAX_DECREMENT, max_calls=_MAX_CALLS, patience=_PATIENCE)
+    found = list[Mode]()
+    for mode, met in modes_at(density, ends, _MAX_DECREMENT, y, weights):
+        share = 1 / (1 + math.exp(min(700.0, log_z - mode.log_mass)))
+        if share > _MIN_SHARE and met < _MAX_MET * share:
+            found.append(mode)
+    return found
+
+
+def modes_at(
+    density: Density,
+    ends: Peaks,
+    tolerance: float,
+    y: Float[Tensor, "m d"],
+    weights: Float[Tensor, " m"],
+    *,
+    most: int = _MAX_MODES,
+    draws: int = _DRAWS_PER_MODE,
+) -> Iterator[tuple[Mode, float]]:
+    """Yield the modes at the ends of ascents, highest first, each with the weight of the points y in its ellipsoid.
+
+    Args:
+        density: log p and its gradient at points.
+        ends: the ends; those at which a step still promises more than `tolerance` nats are left out.
+        tolerance: that largest rise.
+        y: points of p.
+        weights: their weights.
+        most: largest number of ends that are looked at, none of them in the ellipsoid of an earlier one.
+        draws: number of draws that measure a mode.
+    """
     order = ends.value.argsort(descending=True)
-    order = order[(ends.value.isfinite() & (ends.decrement <= _MAX_DECREMENT))[order]]
-    left, found = ends.x[order], list[_Mode]()
-    within = float(scipy.special.chdtri(y.shape[1], _BEYOND))
-    for _ in range(_MAX_MODES):
+    left = ends.x[order[(ends.value.isfinite() & (ends.decrement <= tolerance))[order]]]
+    for _ in range(most):
         if not len(left):
-            break
+            return
         top, root = left[0], _root(density, left[0])
         if root is None:
             left = left[1:]
             continue
-        left = left[((left - top) @ root).square().sum(1) > within]
-        mode = _measured(density, top, root, within)
-        share = 1 / (1 + math.exp(min(700.0, log_z - mode.log_mass)))
-        met = float(weights[((y - top) @ root).square().sum(1) <= within].sum())
-        if share > _MIN_SHARE and met < _MAX_MET * share:
-            found.append(mode)
-    return found
+        left = left[~_is_within((left - top) @ root)]
+        met = float(weights[_is_within((y - top) @ root)].sum())
+        yield _measured(density, top, root, draws), met
+
+
+def _is_within(z: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+    """Return which draws of N(0, I) lie in its ellipsoid."""
+    square = z.square().sum(1)
+    # The chance of a larger distance, not its quantile: SciPy's takes a tenth of a second to load in a first fit.
+    beyond: Tensor = torch.special.gammaincc(torch.full_like(square, z.shape[1] / 2), square / 2)
+    return beyond > _BEYOND
 
 
 def _root(density: Density, top: Float[Tensor, " d"]) -> Float[Tensor, "d d"] | None:
@@ -135,14 +172,14 @@ def _root(density: Density, top: Float[Tensor, " d"]) -> Float[Tensor, "d d"] | 
     return axes * size.sqrt() if float(size[0]) > _MIN_CURVATURE * float(size[-1]) else None
 
 
-def _measured(density: Density, top: Float[Tensor, " d"], root: Float[Tensor, "d d"], within: float) -> _Mode:
+def _measured(density: Density, top: Float[Tensor, " d"], root: Float[Tensor, "d d"], draws: int) -> Mode:
     """Weight draws of the Gaussian with a mode's curvature, inside of its ellipsoid, to p̃."""
     dim = len(top)
-    z = torch.randn(_DRAWS_PER_MODE, dim, dtype=torch.float64, device="cpu")
+    z = torch.randn(draws, dim, dtype=torch.float64, device="cpu")
     own = z.square().sum(1)
     scale = root.norm(dim=0)  # the columns are orthogonal
     x = top + z @ (root / scale.square()).T  # (x − top) root = z
     log_p = density(x)[0]
     log_q = -own / 2 - dim * math.log(2 * math.pi) / 2 + float(scale.log().sum())
-    kept = (own <= within) & log_p.isfinite()
-    return _Mode(x[kept], log_p[kept], (log_p - log_q)[kept] - math.log(_DRAWS_PER_MODE))
+    kept = _is_within(z) & log_p.isfinite()
+    return Mode(top, x[kept], log_p[kept], (log_p - log_q)[kept] - math.log(draws))

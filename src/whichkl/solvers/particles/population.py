@@ -15,6 +15,7 @@ from whichkl.importance import effective_sample_size
 from whichkl.objectives import ForwardKL, ReverseKL
 from whichkl.particles.located import ISLANDS, located_particles
 from whichkl.particles.pool import Points
+from whichkl.solvers.nodes.starts import refuse_unusable
 from whichkl.solvers.particles.lost_modes import with_lost_modes
 from whichkl.solvers.particles.rounds import Rounds, weighted_rows
 from whichkl.solvers.particles.separable import separated, solve_blocks
@@ -188,6 +189,7 @@ class Population(Solver):
             because = "it is discrete, and its states are too many to be listed"
             raise TargetError(cannot("find points of this target", because, "Give `samples=` of it, or minimise reverse KL"))
         free = target.unconstrained()
+        refuse_unusable(free, seed)
         found = located_particles(free, self.particles, seed)
         points, note = with_lost_modes(free, Points.of_particles(found), found.log_z, seed)
         if not target.bijection.is_real:
