@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from whichkl.distillation.language.clusters import notes_on
 from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.sequence_kl import SequenceKL
 from whichkl.divergences import Estimate
@@ -77,7 +78,7 @@ def _doubts(after: SequenceKL | HeldOutLoss) -> tuple[str, ...]:
         known = f"Of the teacher there is {after.access}: these are no KLs of sequences."
         notes = [note for one in (after.forward_kl, after.reverse_kl) if one is not None for note in one.notes]
         return (known, *(as_sentence(note.replace("_kl", " KL")) for note in dict.fromkeys(notes)))
-    found = []
+    found = [as_sentence(note) for note in notes_on(after.clusters)]
     if max(after.cut.values()) >= _MIN_CUT:
         shares = " and ".join(f"{share:.0%} of the {who}'s" for who, share in after.cut.items())
         found.append(f"{shares} continuations were cut at {after.max_new_tokens} tokens: the KLs of whole ones are larger.")
