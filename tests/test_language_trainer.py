@@ -425,12 +425,22 @@ def test_a_language_model_is_distilled_and_measured_on_prompts_it_has_not_seen(t
         "prefixes": {"teacher": 1.0},
     }
     result = wk.distillation.language_model(**call, args=arguments(tmp_path, max_steps=30, per_device_train_batch_size=16))
+    assert len({one.prompt for one in result.examples}) == 5 and not result.notes
     assert result.after.forward_kl.value < result.before.forward_kl.value - 4 * result.before.forward_kl.stderr
     assert all(torch.equal(one, other) for one, other in zip(student.parameters(), weights, strict=True))
     assert result.before.prompts >= 28 and result.steps == 30 and len(result.history) == 30 and not result.student.training
     text = str(result)
     assert "forward_kl on the teacher's prefixes: 30 steps" in text and "→" in text
     assert result.to_dict()["after"]["forward_kl"]["value"] == result.after.forward_kl.value
+
+
+def test_held_out_examples_that_are_trained_on_are_noted(tmp_path):
+    data = [{"prompt": [3 + k % 6, 4], "completion": [5, 6]} for k in range(12)]
+    result = wk.distillation.language_model(
+        teacher=llama(0), student=llama(1), data=data, held_out=data[:3], max_new_tokens=3, args=arguments(tmp_path, max_steps=1)
+    )
+    assert any("3 of 3 held-out examples are training examples" in note for note in result.notes)
+    assert any("rests on 3 distinct prompts" in doubt for doubt in result.verdict.doubts)
 
 
 def test_a_budget_of_operations_ends_training(tmp_path):

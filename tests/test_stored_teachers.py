@@ -650,7 +650,8 @@ def test_held_out_numbers_of_text_and_of_scores():
     scores = held_out(scores_of(llama(0).eval()), student, examples)
     known = wk.distillation.sequence_kl(
         teacher=llama(0), student=student, prompts=[one.prompt for one in examples[:20]], samples=8, max_new_tokens=12, seed=9
-    ).reverse_kl_per_token
+    ).reverse_kl
+    assert scores.per == "sequence" and text.per == "token"
     assert abs(scores.reverse_kl.value - known.value) < 4 * (scores.reverse_kl.stderr + known.stderr)
     assert scores.forward_kl is None and scores.nll is None and scores.prompts == 20
 
@@ -673,7 +674,7 @@ def test_a_language_model_is_distilled_from_what_is_left_of_a_teacher(kept, way,
     )
     assert isinstance(result.before, HeldOutLoss) and result.after.prompts == 2 and result.steps == 2
     text = str(result)
-    assert f"  {name}" in text and "nats a token" in text and "held-out prompts" in text
+    assert f"  {name}" in text and f"nats a {'sequence' if way == 'scores' else 'token'}" in text and "held-out prompts" in text
     json.dumps(result.to_dict())
 
 

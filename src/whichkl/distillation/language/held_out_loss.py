@@ -14,7 +14,7 @@ from whichkl._checks import InputError, cannot, plain
 from whichkl.distillation.language.causal import CausalModel, evaluating
 from whichkl.distillation.language.clusters import clusters_of, notes_on
 from whichkl.distillation.language.examples import Example, together
-from whichkl.distillation.language.measures import per_token
+from whichkl.distillation.language.measures import ratio_estimate
 from whichkl.distillation.language.partial_losses import PartialLoss, loss_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
@@ -30,9 +30,10 @@ _ROWS_PER_CALL = 16
 
 @dataclass(frozen=True)
 class HeldOutLoss(HTML):
-    """What can be measured of a student where its teacher can't be evaluated in full: nats per token, errors clustered by prompt.
+    """What can be measured of a student where its teacher can't be evaluated in full, with errors clustered by prompt.
 
-    A `SequenceKL` takes its place where the teacher is a model.
+    Numbers are nats per token; from scores nats per sequence, since their reverse KL is that of sequences. A `SequenceKL` takes
+    its place where the teacher is a model.
     """
 
     access: str
@@ -46,11 +47,8 @@ class HeldOutLoss(HTML):
     prompts: int
     tokens: int
     """Number of tokens that were measured."""
-
-    @property
-    def per(self) -> str:
-        """What the numbers are of."""
-        return "token"
+    per: str = "token"
+    """What the numbers are of: a token, or a sequence."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -69,7 +67,7 @@ class HeldOutLoss(HTML):
     def __str__(self) -> str:
         """A line for every number, then what they mean."""
         lines = [f"{self.prompts:,} held-out prompts, {self.tokens:,} tokens; of the teacher: {self.access}"]
-        lines += [f"  {name + one.constant:<28}{one.number} nats a token" for name, one in self._known.items()]
+        lines += [f"  {name + one.constant:<28}{one.number} nats a {self.per}" for name, one in self._known.items()]
         notes = dict.fromkeys(note for one in self._known.values() for note in one.notes)
         return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
@@ -103,7 +101,7 @@ def held_out_loss(
     prompts = clusters_of([one.prompt for one in examples])
     clusters = int(prompts.max()) + 1
     sums: dict[str, Tensor] = {}
-    count = torch.zeros(clusters, dtype=torch.float64, device="cpu")
+    count, cut = torch.zeros(clusters, 2, dtype=torch.float64, device="cpu"), 0  # of tokens and of sequences
     for first in range(0, len(examples), _ROWS_PER_CALL):
         part = examples[first : first + _ROWS_PER_CALL]
         with torch.no_grad(), evaluating(student):
@@ -112,19 +110,26 @@ def held_out_loss(
             else:
                 rollouts = together([one.to_dict() for one in part], most)
             found = _values(losses, rollouts, has_labels=not is_drawn)
-        row = prompts[first : first + len(part)].repeat_interleave(rollouts.end - rollouts.begin)
-        count += torch.bincount(row, minlength=clusters)
+        which = prompts[first : first + len(part)]
+        row = which.repeat_interleave(rollouts.end - rollouts.begin)
+        count += torch.stack([torch.bincount(one, minlength=clusters) for one in (row, which)], 1)
+        cut += int(rollouts.cut.sum())
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + torch.bincount(row, value.double().cpu(), clusters)
         tell(min(1.0, (first + len(part)) / len(examples)))
-    estimates: dict[str, Any] = {name: per_token(name, one, count, "nats") for name, one in sums.items()}
+    per, method = ("sequence" if is_drawn else "token"), "per {}, clustered by prompt".format
+    units = count[:, int(is_drawn)]
+    estimates: dict[str, Any] = {name: ratio_estimate(name, one, units, "nats", method(per)) for name, one in sums.items()}
     known_of = _notes(teacher)
+    if is_drawn and cut:
+        bound = f"{cut / len(examples):.1%} of the student's draws were cut at {most} tokens: the KL of whole sequences is larger"
+        known_of = dict.fromkeys(sums, (bound,))
     for name, one in estimates.items():
         estimates[name] = dataclasses.replace(one, notes=(*known_of.get(name, ()), *notes_on(clusters)))
     if teacher is None:
         estimates["forward_kl"] = dataclasses.replace(estimates["nll"], quantity="forward_kl", up_to="entropy_p")
     forward, reverse, nll = (estimates.get(name) for name in ("forward_kl", "reverse_kl", "nll"))
-    return HeldOutLoss(known.what, forward, reverse, nll, clusters, int(count.sum()))
+    return HeldOutLoss(known.what, forward, reverse, nll, clusters, int(count[:, 0].sum()), per)
 
 
 def _losses(

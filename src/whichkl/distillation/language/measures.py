@@ -104,7 +104,7 @@ def measured(teacher: Draws, student: Draws, prompt: Int[Tensor, " n"]) -> tuple
 
     def contrast(name: str, of_teacher: Tensor, of_student: Tensor, unit: str) -> Contrast:
         p, q, count = summed(of_teacher), summed(of_student), torch.bincount(prompt).double()
-        return Contrast(*(_per(name, one, count, unit, "mean over prompts") for one in (q, p, q - p)))
+        return Contrast(*(ratio_estimate(name, one, count, unit, "mean over prompts") for one in (q, p, q - p)))
 
     found = {
         "entropy": contrast("entropy", teacher.entropy, student.entropy, "nats"),
@@ -124,10 +124,11 @@ def nll_of(name: str, log_prob: Float[Tensor, "n 2"], tokens: Int[Tensor, " n"],
 
 def per_token(name: str, sums: Float[Tensor, " k"], tokens: Float[Tensor, " k"], unit: str) -> Estimate:
     """Return the ratio of sums to tokens, both a number per prompt, with its error by linearisation."""
-    return _per(name, sums, tokens, unit, "per token, clustered by prompt")
+    return ratio_estimate(name, sums, tokens, unit, "per token, clustered by prompt")
 
 
-def _per(name: str, sums: Float[Tensor, " k"], units: Float[Tensor, " k"], unit: str, method: str) -> Estimate:
+def ratio_estimate(name: str, sums: Float[Tensor, " k"], units: Float[Tensor, " k"], unit: str, method: str) -> Estimate:
+    """Return the ratio of sums to units, such as tokens or sequences, both a number per prompt."""
     if not bool(sums.isfinite().all()):
         return Estimate(name, math.inf, finite="infinite", method=method, n=len(sums), unit=unit)  # type: ignore[arg-type]
     ratio, error = ratio_of_sums(sums, units)

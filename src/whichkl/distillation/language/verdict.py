@@ -75,7 +75,8 @@ def _said(word: str, was: Estimate, now: Estimate, move: tuple[float, float], pe
 
 def _doubts(after: SequenceKL | HeldOutLoss) -> tuple[str, ...]:
     if isinstance(after, HeldOutLoss):
-        known = f"Of the teacher there is {after.access}: these are no KLs of sequences."
+        what = "these are no KLs of sequences" if after.per == "token" else "the KL is estimated by plain Monte Carlo"
+        known = f"Of the teacher there is {after.access}: {what}."
         notes = [note for one in (after.forward_kl, after.reverse_kl) if one is not None for note in one.notes]
         return (known, *(as_sentence(note.replace("_kl", " KL")) for note in dict.fromkeys(notes)))
     found = [as_sentence(note) for note in notes_on(after.clusters)]
