@@ -367,7 +367,10 @@ KEYS = {
     "near": (JOB.replace("objective", "objektive"), "line 4: Cannot use `objektive`: .* Use `objective`"),
     "missing": (JOB.replace("data: data.jsonl\n", ""), "Cannot distil a language model: `data` is missing"),
     "together": (JOB + "hard_label_weight: 0.5\n", "line 11: Cannot use `hard_label_weight:` here: drawn tokens are no labels"),
-    "teacher": (JOB.replace("teacher: teacher", "teacher: text"), "line 1: Cannot use `teacher: None` here: there is only text"),
+    "teacher": (
+        JOB.replace("teacher: teacher", "teacher: text"),
+        "line 1: Cannot minimise reverse_kl on drawn prefixes with text",
+    ),
     "prefixes": (JOB.replace("{student: 0.5, data: 0.5}", "student"), "line 5: .* it is a `str`, .* prefixes: {'student': 1.0}"),
     "parameter": (JOB.replace("reverse_kl", "jeffreys:3"), "line 4: Cannot use weight_on_forward=3.0: "),
     "rate": (JOB.replace("1e-2", "-1"), "line 10: Cannot use this `learning_rate`: it is -1"),

@@ -21,6 +21,7 @@ from whichkl.distillation.language import capture as capturing
 from whichkl.distillation.language.causal import CausalModel
 from whichkl.distillation.language.examples import read_examples, together
 from whichkl.distillation.language.held_out_loss import held_out_loss
+from whichkl.distillation.language.loading import load_examples
 from whichkl.distillation.language.partial_losses import ScoreLoss, StoredLoss, TextLoss
 from whichkl.distillation.language.token_loss import TokenLoss
 from whichkl.distillation.losses import DIVERGENCES
@@ -570,8 +571,11 @@ def refusals(kept):
         "stored warmer": ({"teacher": kept["warm"]}, "captured at temperature 2, and 1 needs .* Use temperature=2"),
         "stored adaptive": ({"teacher": kept["some"], "objective": "adaptive_kl"}, "merged tokens don't bound this divergence"),
         "draws reverse": ({"teacher": kept["draws"], "objective": "reverse_kl"}, "see nothing of what only the student writes"),
-        "text reverse": ({"teacher": None, "objective": "reverse_kl"}, "there is only text"),
-        "text drawn": ({"teacher": None, **student}, "there is only text"),
+        "text reverse": (
+            {"teacher": None, "objective": "reverse_kl"},
+            "minimise reverse_kl with text alone: nobody can be asked",
+        ),
+        "text drawn": ({"teacher": None, **student}, "minimise forward_kl on drawn prefixes with text alone"),
         "text labels": ({"teacher": None, "hard_label_weight": 0.5}, "is the whole loss"),
         "text warm": ({"teacher": None, "temperature": 2.0}, "text has no other temperature"),
         "scores forward": ({"teacher": scores, **student}, "scores of given tokens give the log ratio"),
@@ -676,6 +680,28 @@ def test_a_language_model_is_distilled_from_what_is_left_of_a_teacher(kept, way,
     text = str(result)
     assert f"  {name}" in text and f"nats a {'sequence' if way == 'scores' else 'token'}" in text and "held-out prompts" in text
     json.dumps(result.to_dict())
+
+
+def test_errors_about_examples_name_them_as_the_user_knows_them(kept, tmp_path):
+    data = [{"prompt": [4], "completion": [4, 4, 4]}, *DATA]
+    with pytest.raises(wk.InputError, match="example 0 isn't one of the 24 sequences"):
+        wk.distillation.language_model(teacher=kept["some"], student=llama(1), data=data, held_out=0.3)
+    with pytest.raises(wk.InputError, match="held-out example 0 isn't one of the 24 sequences"):
+        wk.distillation.language_model(teacher=kept["some"], student=llama(1), data=DATA, held_out=data[:2])
+    path = tmp_path / "data.jsonl"
+    for line, said in (
+        ('{"promt": [3]}', "has 'promt', and no 'prompt'.* if you mean 'prompt'"),
+        ('{"prompt": [3], "completions": [4]}', "has 'completions', and no 'completion'"),
+        ('{"prompt": [3], "completion": [99]}', "has an id that isn't one of 24 tokens"),
+        ('{"prompt": "a", "completion": [4]}', "is text"),
+    ):
+        path.write_text('{"prompt": [3], "completion": [4]}\n\n' + line)
+        with pytest.raises(wk.InputError, match=f"line 3 of `.*data.jsonl` {said}"):
+            read_examples(load_examples(str(path)), None, 24, 2)
+    for name in ("data.csv", "data.parquet"):
+        (tmp_path / name).write_text("prompt,completion\na,b\n")
+        with pytest.raises(wk.InputError, match="it is a table.*Write a .jsonl"):
+            load_examples(str(tmp_path / name))
 
 
 def test_held_out_prompts_without_completions_are_refused():

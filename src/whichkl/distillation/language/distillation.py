@@ -114,7 +114,9 @@ def language_model(
     if isinstance(held_out, (int, float)):
         train, unseen = _split(read(data), held_out, seed)
     else:
-        train, unseen = read(data), _shuffled(read(held_out), seed)
+        train, unseen = read(data), _shuffled(read(held_out, word="held-out example"), seed)
+    if isinstance(p, StoredTeacher):  # names an example by its place in the data, which the trainer doesn't know
+        p.lookup([*train, *unseen], max_new_tokens)
     compared = unseen[:_MAX_PROMPTS]
     measure = _measure(p, q, compared, tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
     examples = list({tuple(one.prompt): one for one in reversed(compared)}.values())[::-1][:_SHOWN]  # one of each prompt

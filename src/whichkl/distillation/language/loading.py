@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, cannot, require
+from whichkl.distillation.language.lines import Lines
 from whichkl.files.reading import read_file, read_json
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.user_code import said_of
+
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".feather", ".npz", ".npy")
+"""Endings of files that are no lines of text."""
 
 
 @contextlib.contextmanager
@@ -79,16 +83,16 @@ def load_prompts(path: str) -> list[Any]:
     Raises:
         InputError: it can't be read, or a line has another form.
     """
-    found = []
-    for number, one in _lines(path):
+    lines = _lines(path)
+    for number, one in zip(lines.numbers, lines, strict=True):
         kind = next((name for name in ("prompt", "messages") if name in one), None) if isinstance(one, dict) else ""
         if kind is None:
             because = f"line {number} has neither `prompt` nor `messages`"
             raise InputError(cannot(f"read `{path}`", because, 'Write {"prompt": "…"} on every line'))
-        found.append(one)
-    if all(isinstance(one, dict) and "prompt" in one and "completion" in one for one in found):
-        return found
-    return [one.get("prompt", one.get("messages")) if isinstance(one, dict) else one for one in found]
+    if all(isinstance(one, dict) and "prompt" in one and "completion" in one for one in lines):
+        return lines
+    prompts = (one.get("prompt", one.get("messages")) if isinstance(one, dict) else one for one in lines)
+    return Lines(prompts, path, lines.numbers)
 
 
 def load_examples(path: str) -> list[Any]:
@@ -97,11 +101,14 @@ def load_examples(path: str) -> list[Any]:
     Raises:
         InputError: it can't be read.
     """
-    return [one for _, one in _lines(path)]
+    return _lines(path)
 
 
-def _lines(path: str) -> list[tuple[int, Any]]:
-    """Return the lines that aren't empty, with their numbers: text, or what JSON has."""
+def _lines(path: str) -> Lines:
+    """Return the lines that aren't empty: text, or what JSON has."""
+    if path.lower().endswith(_TABLES):
+        because, instead = "it is a table, and each of its lines would be one text", '{"prompt": "…", "completion": "…"}'
+        raise InputError(cannot(f"read `{path}`", because, f"Write a .jsonl with {instead} on every line"))
     try:
         text = read_file(Path(path)).decode("utf-8")
     except OSError as error:
@@ -109,13 +116,13 @@ def _lines(path: str) -> list[tuple[int, Any]]:
         raise InputError(cannot(f"read `{path}`", because, "Correct the path")) from error
     except UnicodeDecodeError as error:
         raise InputError(cannot(f"read `{path}`", "it isn't text in UTF-8", "Save it as UTF-8")) from error
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    numbered = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = Lines((line for _, line in numbered), path, (number for number, _ in numbered))
     if not path.endswith((".jsonl", ".json")):
-        return list(lines)
-    found = []
-    for number, line in lines:
+        return lines
+    for place, number in enumerate(lines.numbers):
         try:
-            found.append((number, read_json(line.encode())))
+            lines[place] = read_json(lines[place].encode())
         except ValueError as error:
             raise InputError(cannot(f"read `{path}`", f"line {number}: {error}", "Write JSON on every line")) from error
-    return found
+    return lines

@@ -159,7 +159,8 @@ class StoredTeacher(HTML):
             whole = one.completion or []
             place = self._places.get(key_of(one.prompt, whole))
             if place is None:
-                because = f"example {number} isn't one of the {self.manifest['sequences']:,} sequences that were captured"
+                where = one.place or f"example {number}"
+                because = f"{where} isn't one of the {self.manifest['sequences']:,} sequences that were captured"
                 raise InputError(cannot("use this stored teacher", because, "Capture these data with `capture`, or leave it out"))
             found[key_of(one.prompt, whole[:most])] = place
         return found
