@@ -369,7 +369,7 @@ KEYS = {
     "together": (JOB + "hard_label_weight: 0.5\n", "line 11: Cannot use `hard_label_weight:` here: drawn tokens are no labels"),
     "teacher": (
         JOB.replace("teacher: teacher", "teacher: text"),
-        "line 1: Cannot minimise reverse_kl on drawn prefixes with text",
+        "line 1: Cannot minimise reverse_kl on drawn prefixes",
     ),
     "prefixes": (JOB.replace("{student: 0.5, data: 0.5}", "student"), "line 5: .* it is a `str`, .* prefixes: {'student': 1.0}"),
     "parameter": (JOB.replace("reverse_kl", "jeffreys:3"), "line 4: Cannot use weight_on_forward=3.0: "),
@@ -438,6 +438,24 @@ def test_a_text_alone_and_a_stored_teacher_are_teachers(models, tmp_path):
     capture(teacher=given["teacher"], tokenizer=given["tokenizer"], data=given["data"], folder=models / "stored", k=4)
     (models / "lm.yaml").write_text(JOB.replace("teacher: teacher", "teacher: stored"))
     assert isinstance(language_job(read_fields(models / "lm.yaml"))["teacher"], StoredTeacher)
+    on_data = JOB.replace("{student: 0.5, data: 0.5}", "{data: 1}")
+    for text, said in (
+        (
+            on_data.replace("teacher: teacher", "teacher: stored") + "temperature: 2.0\n",
+            "line 11: Cannot use `temperature: 2` with",
+        ),
+        (
+            on_data.replace("teacher: teacher", "teacher: text").replace("reverse_kl", "jeffreys"),
+            "line 1: Cannot minimise jeffreys",
+        ),
+        (
+            on_data.replace("teacher: teacher", "teacher: text").replace("reverse_kl", "forward_kl") + "temperature: 2\n",
+            "line 11: ",
+        ),
+    ):
+        (models / "lm.yaml").write_text(text)
+        refused = CliRunner().invoke(app, ["distill", str(models / "lm.yaml")])
+        assert said in str(refused.exception) and "None" not in str(refused.exception), refused.exception
 
 
 def test_the_kind_of_a_teacher_is_advised_on_the_command_line(models, tmp_path):

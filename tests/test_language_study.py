@@ -265,7 +265,7 @@ def test_text_alone_is_compared_by_its_likelihood():
     row = study.rows[0]
     assert row["objective"] == "forward_kl@data" and row["forward_kl"] is None
     assert "entropy_p" in row["forward_kl_per_token_up_to"] and row["forward_kl_per_token"] == row["nll"] > 0
-    with pytest.raises(ValueError, match="without a teacher|only text"):
+    with pytest.raises(ValueError, match="with text alone"):
         wk.compare(target_of(teacher=None), {"a": llama(1)}, ["reverse_kl@student"], seeds=2)
 
 
