@@ -216,7 +216,7 @@ def test_the_teacher_is_asked_to_draw_once_for_all_arms(monkeypatch):
 
     drawn, original = [], home.continued
     monkeypatch.setattr(home, "continued", lambda model, *rest: drawn.append(model.who) or original(model, *rest))
-    target, student = target_of(budget=1e6), llama(1)
+    target, student = target_of(budget=4e6), llama(1)
     for arm in ARMS:
         target.distill(student, arm, seed=0)
     assert drawn.count("teacher") == 1 and drawn.count("student") == 3  # the start, and each arm
@@ -256,12 +256,12 @@ def test_the_learning_rate_falls_to_zero_with_the_budget(tmp_path):
 
 def test_held_out_prompts_may_be_given(study):
     other = [{"prompt": [9, 3 + k % 6]} for k in range(12)]
-    result = target_of(held_out=other, budget=1e6).distill(llama(1), "forward_kl@data", seed=0)
+    result = target_of(held_out=other, budget=4e6).distill(llama(1), "forward_kl@data", seed=0)
     assert result.after.prompts == 12
 
 
 def test_text_alone_is_compared_by_its_likelihood():
-    study = wk.compare(target_of(teacher=None, budget=1e6), {"a": llama(1), "b": llama(2)}, ["forward_kl"], seeds=2)
+    study = wk.compare(target_of(teacher=None, budget=4e6), {"a": llama(1), "b": llama(2)}, ["forward_kl"], seeds=2)
     row = study.rows[0]
     assert row["objective"] == "forward_kl@data" and row["forward_kl"] is None
     assert "entropy_p" in row["forward_kl_per_token_up_to"] and row["forward_kl_per_token"] == row["nll"] > 0

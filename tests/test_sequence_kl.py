@@ -206,7 +206,9 @@ def test_nothing_of_the_users_changes_and_the_seed_fixes_everything():
 def test_cut_draws_are_counted_and_called_a_lower_bound():
     found = sequence_kl(teacher=Table(0), student=Table(1), prompts=PROMPTS * 20, max_new_tokens=1)
     assert 0 < found.cut["teacher"] < 1
-    assert any("cut at 1 tokens: of whole sequences this is a lower bound" in note for note in found.forward_kl.notes)
+    for one in (found.forward_kl, found.reverse_kl):
+        said = f"cut at 1 tokens: {one.quantity} is a lower bound of that of whole ones"
+        assert not one.reliable and any(said in note for note in one.notes)
 
 
 def test_a_model_that_is_moved_is_found_where_it_is():

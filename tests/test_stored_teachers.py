@@ -642,6 +642,7 @@ def test_held_out_numbers_of_stored_laws_are_those_of_the_live_teacher_clustered
     assert found.tokens == int(tokens.sum()) and found.prompts == len(tokens) == 7
     some, draws = (held_out(kept[name], student) for name in ("some", "draws"))
     assert 0 < some.forward_kl.value < found.forward_kl.value and "a lower bound" in some.forward_kl.notes[0]
+    assert not some.forward_kl.reliable and some.nll.reliable and found.forward_kl.reliable
     assert draws.reverse_kl is None and draws.forward_kl.value == pytest.approx(found.forward_kl.value, rel=0.2)
     assert HeldOutLoss.from_dict(json.loads(json.dumps(some.to_dict()))) == some and "a lower bound" in str(some)
 

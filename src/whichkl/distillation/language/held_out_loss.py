@@ -14,7 +14,7 @@ from whichkl._checks import InputError, cannot, plain
 from whichkl.distillation.language.causal import CausalModel, evaluating
 from whichkl.distillation.language.clusters import clusters_of, notes_on
 from whichkl.distillation.language.examples import Example, together
-from whichkl.distillation.language.measures import ratio_estimate
+from whichkl.distillation.language.measures import cut_note, ratio_estimate
 from whichkl.distillation.language.partial_losses import PartialLoss, loss_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
@@ -122,10 +122,11 @@ def held_out_loss(
     estimates: dict[str, Any] = {name: ratio_estimate(name, one, units, "nats", method(per)) for name, one in sums.items()}
     known_of = _notes(teacher)
     if is_drawn and cut:
-        bound = f"{cut / len(examples):.1%} of the student's draws were cut at {most} tokens: the KL of whole sequences is larger"
-        known_of = dict.fromkeys(sums, (bound,))
+        known_of = dict.fromkeys(sums, (cut_note(cut / len(examples), "student", most, "reverse_kl"),))
     for name, one in estimates.items():
-        estimates[name] = dataclasses.replace(one, notes=(*known_of.get(name, ()), *notes_on(clusters)))
+        notes = known_of.get(name, ())
+        is_bound = any("lower bound" in note for note in notes)
+        estimates[name] = dataclasses.replace(one, notes=(*notes, *notes_on(clusters)), reliable=one.reliable and not is_bound)
     if teacher is None:
         estimates["forward_kl"] = dataclasses.replace(estimates["nll"], quantity="forward_kl", up_to="entropy_p")
     forward, reverse, nll = (estimates.get(name) for name in ("forward_kl", "reverse_kl", "nll"))

@@ -122,6 +122,11 @@ def nll_of(name: str, log_prob: Float[Tensor, "n 2"], tokens: Int[Tensor, " n"],
     return Contrast(*(per_token(name, -one, count, "nats") for one in (student, teacher, student - teacher)))
 
 
+def cut_note(share: float, who: str, most: int, name: str) -> str:
+    """Return what cut draws mean for a KL."""
+    return f"{share:.1%} of the {who}'s draws were cut at {most} tokens: {name} is a lower bound of that of whole ones"
+
+
 def per_token(name: str, sums: Float[Tensor, " k"], tokens: Float[Tensor, " k"], unit: str) -> Estimate:
     """Return the ratio of sums to tokens, both a number per prompt, with its error by linearisation."""
     return ratio_estimate(name, sums, tokens, unit, "per token, clustered by prompt")

@@ -33,6 +33,8 @@ _NUMBERS_PER_CALL = 1 << 25
 """Logits of one model per call: 128 MB in float32."""
 _MAX_ROWS_PER_CALL = 64
 _MIN_PROMPTS = 2
+MIN_CUT = 0.01
+"""Share of cut draws from which on the KL of whole sequences may be noticeably larger."""
 _ROUNDING = 2.0**-23
 """Of one token's log probability in float32."""
 
@@ -273,7 +275,9 @@ def _estimates(name: str, draws: Draws, prompt: Tensor, most: int) -> tuple[Esti
     side = "teacher" if name == "forward_kl" else "student"
     n, notes, share = len(draws.tokens), [], float(draws.cut.double().mean())
     if share > 0:
-        notes.append(f"{share:.1%} of the {side}'s draws were cut at {most} tokens: of whole sequences this is a lower bound")
+        notes.append(
+            f"{share:.1%} of the {side}'s draws were cut at {most} tokens: {name} is a lower bound of that of whole ones"
+        )
     if not bool(draws.conditional.isfinite().all()):
         places = int((~draws.conditional.isfinite()).sum())
         notes.append(f"infinite in {places} of {n} draws, where the other model gives a possible token no chance")
@@ -284,5 +288,6 @@ def _estimates(name: str, draws: Draws, prompt: Tensor, most: int) -> tuple[Esti
     found = []
     rounding = _ROUNDING * float(draws.tokens.double().mean())
     for value, error in (sums.per_sequence(), sums.per_token()):
-        found.append(Estimate(name, value, math.hypot(error, rounding), method=method, n=n, notes=tuple(notes)))
+        fields: dict[str, Any] = {"method": method, "n": n, "notes": tuple(notes), "reliable": share < MIN_CUT}
+        found.append(Estimate(name, value, math.hypot(error, rounding), **fields))
     return found[0], found[1]
