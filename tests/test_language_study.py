@@ -9,7 +9,7 @@ import torch
 
 import whichkl as wk
 from whichkl import Access
-from whichkl.distillation import LanguageDistillation, LanguageTarget, TokenScores
+from whichkl.distillation import LanguageDistillation, LanguageTarget, TokenScores, capture
 from whichkl.distillation.language.objective import LanguageObjective
 from whichkl.study import LANGUAGE_NEEDS, Study, decide
 from whichkl.verifying import verify
@@ -267,6 +267,18 @@ def test_text_alone_is_compared_by_its_likelihood():
     assert "entropy_p" in row["forward_kl_per_token_up_to"] and row["forward_kl_per_token"] == row["nll"] > 0
     with pytest.raises(ValueError, match="with text alone"):
         wk.compare(target_of(teacher=None), {"a": llama(1)}, ["reverse_kl@student"], seeds=2)
+
+
+def test_a_study_of_stored_laws_shows_the_numbers_that_it_judges_by(tmp_path):
+    stored = capture(teacher=llama(0), data=DATA, folder=tmp_path / "stored", k=4)
+    students = {"a": llama(1), "b": llama(2)}
+    study = wk.compare(target_of(teacher=stored, budget=4e6), students, ["forward_kl", "reverse_kl"], seeds=2)
+    page = wk.report(study, tmp_path / "page.html").with_suffix(".md").read_text()
+    assert "forward_kl_per_token" in str(study) and "reverse_kl_per_token" in str(study)
+    for text in (str(study), page):
+        said = " ".join(text.replace("\\", "").split()).lower()
+        assert "forward_kl is a lower bound" in said and "reverse_kl is a lower bound" in said
+    assert not study.verdict.front and "Filled points" not in page
 
 
 def test_students_are_judged_by_their_own_needs():

@@ -721,7 +721,7 @@ def test_the_command_captures_and_verifies(tmp_path, capsys):
     options = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     shown = whichkl("distill", "capture", *options, loads=LANGUAGE)
     assert shown.returncode == 0 and "the 2 likeliest of 6 tokens" in shown.stdout, shown.stderr
-    assert "3 sequences, in 1 shard\n" in shown.stdout and "Stored in" in shown.stdout
+    assert "3 sequences, in 1 shard\n  3 more were given again" in shown.stdout and "Stored in" in shown.stdout
     whole = whichkl("verify", tmp_path / "out")
     assert whole.returncode == 0 and "stored teacher" in whole.stdout, whole.stderr
     path = next((tmp_path / "out").glob("*/shard-00000*"))
