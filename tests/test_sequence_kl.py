@@ -415,11 +415,20 @@ def test_the_command_compares_two_folders(tmp_path):
     assert shown.returncode == 0 and "forward_kl KL(teacher‖student)" in shown.stdout, shown.stderr
     found = [json.loads(whichkl(*command, tmp_path / name, "--json").stdout) for name in ("prompts.txt", "prompts.jsonl")]
     assert found[0]["forward_kl"] == found[1]["forward_kl"] and found[0]["prompts"] == 15
+    bare = [str(tmp_path / name) for name in ("bare p", "bare q")]
+    for seed, folder in enumerate(bare):
+        llama(seed).save_pretrained(folder)
+    without = ("estimate", "--teacher", bare[0], "--student", bare[1], "--prompts")
+    (tmp_path / "ids.jsonl").write_text("[4, 5]\n[6]\n" * 5)
+    by_ids = whichkl(*without, tmp_path / "ids.jsonl", "--max-new-tokens", "6", "--json")
+    assert by_ids.returncode == 0 and json.loads(by_ids.stdout)["prompts"] == 10, by_ids.stderr
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n')
     other = saved(tmp_path / "other", 1, ("b", "a", "c"))
     for arguments, said in (
         ((*command, tmp_path / "bad.jsonl"), "line 2 has neither `prompt` nor `messages`"),
         ((*command, tmp_path / "none.txt"), "no such file"),
+        ((*without, tmp_path / "prompts.txt"), "is text. Pass `tokenizer=`"),
+        ((*without[:4], student, "--prompts", tmp_path / "ids.jsonl"), "the teacher's has none"),
         (("estimate", "--teacher", teacher), "`--student` is missing"),
         (("estimate", "--p", "Normal(0,1)"), "`--q` is missing"),
         ((*command[:4], other, *command[5:], tmp_path / "prompts.txt"), "2 tokens have other ids, such as 'a' is 3 and 4"),

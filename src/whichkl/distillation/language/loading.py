@@ -13,6 +13,9 @@ from whichkl.files.reading import read_file, read_json
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.user_code import said_of
 
+_TOKENIZER_NAMES = ("tokenizer", "vocab", "merges", "special_tokens_map", "spiece")
+_TOKENIZER_ENDINGS = (".model", ".tiktoken")
+"""Of the files of a tokenizer."""
 _TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".feather", ".npz", ".npy")
 """Endings of files that are no lines of text."""
 
@@ -31,7 +34,7 @@ def without_bars() -> Iterator[None]:
 
 
 def load_model(folder: str, who: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Return the model and the tokenizer that `save_pretrained` wrote into a folder.
+    """Return the model and the tokenizer that `save_pretrained` wrote into a folder; None where there is no tokenizer.
 
     Code that came with a model is only run with `trust_remote_code`.
 
@@ -45,7 +48,7 @@ def load_model(folder: str, who: str, *, trust_remote_code: bool = False) -> tup
         how = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         with without_bars():
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **how)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **how)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **how) if _has_tokenizer(folder) else None
     except Exception as error:
         refuse_if_ran_out(error, f"load the {who}")
         instead = "Save it by `save_pretrained`, the model and the tokenizer into one folder"
@@ -56,12 +59,22 @@ def load_model(folder: str, who: str, *, trust_remote_code: bool = False) -> tup
     return model, tokenizer
 
 
+def _has_tokenizer(folder: str) -> bool:
+    return any(one.name.startswith(_TOKENIZER_NAMES) or one.suffix in _TOKENIZER_ENDINGS for one in Path(folder).iterdir())
+
+
 def common_tokenizer(teacher: Any, student: Any) -> Any:
-    """Return the tokenizer of both models.
+    """Return the tokenizer of both models; None where neither has one, so that only token ids can be read.
 
     Raises:
-        InputError: a token has another id in each; sequences of ids then mean different texts.
+        InputError: a token has another id in each; sequences of ids then mean different texts. Or only one of them has one.
     """
+    if teacher is None or student is None:
+        if teacher is not student:
+            has, lacks = ("student", "teacher") if teacher is None else ("teacher", "student")
+            because = f"the {has}'s folder has a tokenizer and the {lacks}'s has none, so that equal ids may mean other texts"
+            raise InputError(cannot("compare these models", because, "Save the tokenizer into both folders, or into neither"))
+        return None
     ours, theirs = teacher.get_vocab(), student.get_vocab()
     if ours == theirs:
         return teacher

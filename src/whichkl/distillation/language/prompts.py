@@ -14,7 +14,7 @@ from whichkl.distillation.language.lines import Lines, place_of
 from whichkl.user_code import said_of
 
 WANTED = "Give texts, conversations (lists of {'role': …, 'content': …}), or lists of token ids"
-TOKENIZER = "Pass `tokenizer=`, which a trainer calls `processing_class=`"
+TOKENIZER = "Pass `tokenizer=`, which a trainer calls `processing_class=`, or save it into the folders of both models"
 
 
 def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
