@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from whichkl.distillation import sequence_kl
 from whichkl.distillation.language.causal import CausalModel
-from whichkl.distillation.language.control_variate import PromptMeans
+from whichkl.distillation.language.control_variate import PromptSums
 from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import evaluated
 
@@ -40,8 +40,8 @@ def causal(module):
 def variances(p, q, prompts):
     """Return the variance of one prompt's estimate: Monte Carlo, Rao-Blackwell, both joined."""
     draws = evaluated(causal(p), causal(q), continued(causal(p), prompts, (2,), MOST, 0))
-    means = PromptMeans.of(torch.arange(len(prompts)), draws.conditional, draws.log_ratio, draws.tokens)
-    return float(draws.log_ratio.var()), float(draws.conditional.var()), means.per_sequence()[1] ** 2 * len(prompts)
+    sums = PromptSums(torch.arange(len(prompts)), draws.conditional, draws.log_ratio, draws.tokens)
+    return float(draws.log_ratio.var()), float(draws.conditional.var()), sums.per_sequence()[1] ** 2 * len(prompts)
 
 
 def main():

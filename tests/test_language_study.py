@@ -9,7 +9,7 @@ import torch
 
 import whichkl as wk
 from whichkl import Access
-from whichkl.distillation import LanguageDistillation, LanguageTarget, TokenScores
+from whichkl.distillation import LanguageDistillation, LanguageTarget, TokenScores, capture
 from whichkl.distillation.language.objective import LanguageObjective
 from whichkl.study import LANGUAGE_NEEDS, Study, decide
 from whichkl.verifying import verify
@@ -216,7 +216,7 @@ def test_the_teacher_is_asked_to_draw_once_for_all_arms(monkeypatch):
 
     drawn, original = [], home.continued
     monkeypatch.setattr(home, "continued", lambda model, *rest: drawn.append(model.who) or original(model, *rest))
-    target, student = target_of(budget=1e6), llama(1)
+    target, student = target_of(budget=4e6), llama(1)
     for arm in ARMS:
         target.distill(student, arm, seed=0)
     assert drawn.count("teacher") == 1 and drawn.count("student") == 3  # the start, and each arm
@@ -256,17 +256,29 @@ def test_the_learning_rate_falls_to_zero_with_the_budget(tmp_path):
 
 def test_held_out_prompts_may_be_given(study):
     other = [{"prompt": [9, 3 + k % 6]} for k in range(12)]
-    result = target_of(held_out=other, budget=1e6).distill(llama(1), "forward_kl@data", seed=0)
+    result = target_of(held_out=other, budget=4e6).distill(llama(1), "forward_kl@data", seed=0)
     assert result.after.prompts == 12
 
 
 def test_text_alone_is_compared_by_its_likelihood():
-    study = wk.compare(target_of(teacher=None, budget=1e6), {"a": llama(1), "b": llama(2)}, ["forward_kl"], seeds=2)
+    study = wk.compare(target_of(teacher=None, budget=4e6), {"a": llama(1), "b": llama(2)}, ["forward_kl"], seeds=2)
     row = study.rows[0]
     assert row["objective"] == "forward_kl@data" and row["forward_kl"] is None
     assert "entropy_p" in row["forward_kl_per_token_up_to"] and row["forward_kl_per_token"] == row["nll"] > 0
-    with pytest.raises(ValueError, match="without a teacher|only text"):
+    with pytest.raises(ValueError, match="with text alone"):
         wk.compare(target_of(teacher=None), {"a": llama(1)}, ["reverse_kl@student"], seeds=2)
+
+
+def test_a_study_of_stored_laws_shows_the_numbers_that_it_judges_by(tmp_path):
+    stored = capture(teacher=llama(0), data=DATA, folder=tmp_path / "stored", k=4)
+    students = {"a": llama(1), "b": llama(2)}
+    study = wk.compare(target_of(teacher=stored, budget=4e6), students, ["forward_kl", "reverse_kl"], seeds=2)
+    page = wk.report(study, tmp_path / "page.html").with_suffix(".md").read_text()
+    assert "forward_kl_per_token" in str(study) and "reverse_kl_per_token" in str(study)
+    for text in (str(study), page):
+        said = " ".join(text.replace("\\", "").split()).lower()
+        assert "forward_kl is a lower bound" in said and "reverse_kl is a lower bound" in said
+    assert not study.verdict.front and "Filled points" not in page
 
 
 def test_students_are_judged_by_their_own_needs():

@@ -149,7 +149,7 @@ def test_a_students_own_samples_are_no_labels(tmp_path):
     for prefixes in ({"student": 1.0}, {"data": 0.5, "teacher": 0.5}):
         with pytest.raises(wk.InputError, match="drawn tokens are no labels"):
             trained(tmp_path, prefixes=prefixes, hard_label_weight=1.0)
-    with pytest.raises(wk.InputError, match="use `teacher=None` here: there is only text"):
+    with pytest.raises(wk.InputError, match="minimise forward_kl on drawn prefixes with text alone"):
         LanguageTrainer(teacher=None, student=llama(1), args=arguments(tmp_path), train_dataset=DATA, prefixes={"student": 1.0})
 
 

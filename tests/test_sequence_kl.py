@@ -13,10 +13,11 @@ import whichkl as wk
 from programs import LANGUAGE, whichkl
 from whichkl.distillation import SequenceKL, sequence_kl
 from whichkl.distillation.language.causal import CausalModel
-from whichkl.distillation.language.control_variate import PromptMeans
+from whichkl.distillation.language.control_variate import PromptSums
 from whichkl.distillation.language.loading import load_prompts
 from whichkl.distillation.language.prompts import read_prompts
 from whichkl.distillation.language.rollouts import continued
+from whichkl.distillation.language.verdict import verdict_of
 
 D = torch.float64
 TOKENS, LENGTH, END = 5, 4, 0
@@ -70,15 +71,47 @@ PAIRS = {
 @pytest.mark.parametrize("pair", PAIRS)
 def test_both_directions_are_those_of_enumeration(pair):
     p, q = PAIRS[pair]()
-    found = sequence_kl(teacher=p, student=q, prompts=PROMPTS * 150, max_new_tokens=LENGTH)
-    for one, per_token, sides in (
-        (found.forward_kl, found.forward_kl_per_token, (p, q)),
-        (found.reverse_kl, found.reverse_kl_per_token, (q, p)),
-    ):
-        truths = [enumerated(*sides, prompt) for prompt in PROMPTS]
-        kl, tokens = (sum(values) / len(PROMPTS) for values in zip(*truths, strict=True))
-        assert abs(one.value - kl) < 4 * one.stderr < kl
-        assert abs(per_token.value - kl / tokens) < 4 * per_token.stderr
+    for prompt in PROMPTS:
+        found = sequence_kl(teacher=p, student=q, prompts=[prompt] * 1_500, max_new_tokens=LENGTH)
+        for one, per_token, sides in (
+            (found.forward_kl, found.forward_kl_per_token, (p, q)),
+            (found.reverse_kl, found.reverse_kl_per_token, (q, p)),
+        ):
+            kl, tokens = enumerated(*sides, prompt)
+            assert abs(one.value - kl) < 4 * one.stderr < kl
+            assert abs(per_token.value - kl / tokens) < 4 * per_token.stderr
+
+
+@pytest.mark.parametrize(("prompts", "samples"), [(3, 500), (5, 1), (10, 20), (40, 1)])
+def test_few_prompts_have_no_more_error_than_rao_blackwellisation(prompts, samples):
+    p, q = PAIRS["far"]()
+    given = [[1 + k % 4, 1 + k // 4 % 4, 1 + k // 16] for k in range(prompts)]
+    repeats = max(6, 3_000 // (prompts * samples))
+    index = torch.arange(prompts).repeat(samples)
+    drawn = CausalModel(p, "teacher")
+    drawn.tokens = TOKENS
+    rows = parts_of(p, q, continued(drawn, given * samples * repeats, (END,), LENGTH, 5))
+    truth = sum(enumerated(p, q, one)[0] for one in given) / prompts
+    errors = []
+    for part in zip(*(one.split(prompts * samples) for one in rows), strict=True):
+        value = PromptSums(index, *part).per_sequence()[0]
+        assert value >= 0
+        errors.append((value - truth, float(part[0].mean()) - truth))
+    mine, plain = torch.tensor(errors).square().mean(0).sqrt().tolist()
+    assert mine <= 1.1 * plain
+
+
+def test_a_prompt_that_is_given_again_is_no_independent_one():
+    p, q = PAIRS["near"]()
+    once, again = (
+        sequence_kl(teacher=p, student=q, prompts=PROMPTS * times, samples=400 // times, max_new_tokens=LENGTH)
+        for times in (1, 100)
+    )
+    assert once.forward_kl == again.forward_kl and once.measures == again.measures
+    assert once.clusters == 4 and any("rests on 4 distinct prompts" in note for note in once.forward_kl.notes)
+    assert any("rests on 4 distinct prompts" in doubt for doubt in verdict_of(once, again).doubts)
+    many = sequence_kl(teacher=p, student=q, prompts=[[1, k % 5, k // 5] for k in range(25)], max_new_tokens=LENGTH)
+    assert many.clusters == 25 and not any("distinct" in note for note in many.forward_kl.notes)
 
 
 @pytest.mark.parametrize("repeats", [120, pytest.param(2_000, marks=pytest.mark.slow)])
@@ -93,8 +126,8 @@ def test_intervals_cover(pair, repeats):
     conditional, ratio, length = parts_of(p, q, rollouts)
     for k in range(repeats):
         rows = slice(n * k, n * (k + 1))
-        means = PromptMeans.of(torch.arange(n), conditional[rows], ratio[rows], length[rows])
-        for which, (value, error) in enumerate((means.per_sequence(), means.per_token())):
+        sums = PromptSums(torch.arange(n), conditional[rows], ratio[rows], length[rows])
+        for which, (value, error) in enumerate((sums.per_sequence(), sums.per_token())):
             hit = abs(value - truth / (tokens if which else 1)) < 1.96 * error
             hits, hits_per_token = hits + (hit and not which), hits_per_token + (hit and bool(which))
     least, most = (0.93, 0.97) if repeats > 1_000 else (0.95 - 3.5 * 0.02, 1.0)  # 3.5 binomial errors
@@ -119,8 +152,8 @@ def test_the_variance_is_at_most_that_of_either_estimator(pair):
         drawn.tokens = TOKENS
         rollouts = continued(drawn, [PROMPTS[0]] * 4_000, (END,), LENGTH, 3)
         conditional, ratio, length = parts_of(p, q, rollouts)
-        means = PromptMeans.of(torch.arange(4_000), conditional, ratio, length)
-        mine = means.per_sequence()[1] ** 2 * 4_000
+        sums = PromptSums(torch.arange(4_000), conditional, ratio, length)
+        mine = sums.per_sequence()[1] ** 2 * 4_000
         assert mine <= 1.05 * min(float(conditional.var()), float(ratio.var()))
 
 
@@ -173,7 +206,9 @@ def test_nothing_of_the_users_changes_and_the_seed_fixes_everything():
 def test_cut_draws_are_counted_and_called_a_lower_bound():
     found = sequence_kl(teacher=Table(0), student=Table(1), prompts=PROMPTS * 20, max_new_tokens=1)
     assert 0 < found.cut["teacher"] < 1
-    assert any("cut at 1 tokens: of whole sequences this is a lower bound" in note for note in found.forward_kl.notes)
+    for one in (found.forward_kl, found.reverse_kl):
+        said = f"cut at 1 tokens: {one.quantity} is a lower bound of that of whole ones"
+        assert not one.reliable and any(said in note for note in one.notes)
 
 
 def test_a_model_that_is_moved_is_found_where_it_is():
@@ -380,11 +415,20 @@ def test_the_command_compares_two_folders(tmp_path):
     assert shown.returncode == 0 and "forward_kl KL(teacher‖student)" in shown.stdout, shown.stderr
     found = [json.loads(whichkl(*command, tmp_path / name, "--json").stdout) for name in ("prompts.txt", "prompts.jsonl")]
     assert found[0]["forward_kl"] == found[1]["forward_kl"] and found[0]["prompts"] == 15
+    bare = [str(tmp_path / name) for name in ("bare p", "bare q")]
+    for seed, folder in enumerate(bare):
+        llama(seed).save_pretrained(folder)
+    without = ("estimate", "--teacher", bare[0], "--student", bare[1], "--prompts")
+    (tmp_path / "ids.jsonl").write_text("[4, 5]\n[6]\n" * 5)
+    by_ids = whichkl(*without, tmp_path / "ids.jsonl", "--max-new-tokens", "6", "--json")
+    assert by_ids.returncode == 0 and json.loads(by_ids.stdout)["prompts"] == 10, by_ids.stderr
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n')
     other = saved(tmp_path / "other", 1, ("b", "a", "c"))
     for arguments, said in (
         ((*command, tmp_path / "bad.jsonl"), "line 2 has neither `prompt` nor `messages`"),
         ((*command, tmp_path / "none.txt"), "no such file"),
+        ((*without, tmp_path / "prompts.txt"), "is text. Pass `tokenizer=`"),
+        ((*without[:4], student, "--prompts", tmp_path / "ids.jsonl"), "the teacher's has none"),
         (("estimate", "--teacher", teacher), "`--student` is missing"),
         (("estimate", "--p", "Normal(0,1)"), "`--q` is missing"),
         ((*command[:4], other, *command[5:], tmp_path / "prompts.txt"), "2 tokens have other ids, such as 'a' is 3 and 4"),

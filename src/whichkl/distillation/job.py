@@ -94,7 +94,8 @@ def _place_of(text: str, keys: Sequence[str], values: Mapping[str, Any]) -> tupl
     ]
     patterns: list[tuple[str, tuple[Any, ...]]] = [
         *((rf"`{re.escape(name)}\b[^`]*`", ("args", name)) for name in inner),
-        *((rf"`{re.escape(name)}\b|(?<![\w-]){re.escape(name)}:", (name,)) for name in keys),
+        *((rf"`{re.escape(name)}\b", (name,)) for name in keys),
+        *((rf"(?<![\w-]){re.escape(name)}:", (name,)) for name in keys),
         *((rf"(?<![\w-]){re.escape(one)}(?![\w-])", place) for place, one in texts if isinstance(one, str)),
         *((rf"\b{word}\b", (name,)) for word, name in _ABOUT.items() if name in keys),
     ]

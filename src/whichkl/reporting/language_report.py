@@ -107,7 +107,7 @@ def held_out_section(found: HeldOutLoss) -> Section:
     """Show what could be measured of a student."""
     known = {"forward KL": found.forward_kl, "reverse KL": found.reverse_kl, "−log q of the data's tokens": found.nll}
     rows = [(word + one.constant, one.number, "; ".join(one.notes) or "–") for word, one in known.items() if one is not None]
-    table = Block.table(("", "nats a token", "note"), rows, "± one standard error, clustered by prompt.")
+    table = Block.table(("", f"nats a {found.per}", "note"), rows, "± one standard error, clustered by prompt.")
     return Section("", f"{found.prompts:,} held-out prompts, {found.tokens:,} tokens; of the teacher: {found.access}.", (table,))
 
 

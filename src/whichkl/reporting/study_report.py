@@ -43,10 +43,8 @@ _HOW = (
     "{fewest} seeds no test can find anything, and none is made. Each interval separately holds the true difference {share:.0%} "
     "of the time."
 )
-_FRONT = (
-    "Filled points are on the Pareto front: no other arm is as good in all needs and in cost, and better in one. Bars are ± one "
-    "standard error."
-)
+_BARS = "Bars are ± one standard error."
+_FRONT = f"Filled points are on the Pareto front: no other arm is as good in all needs and in cost, and better in one. {_BARS}"
 _WORDS = {"families": ("family", "families"), "objectives": ("objective", "objectives"), "seeds": ("seed", "seeds")}
 _GREY = {True: "Grey: the target p.", False: "The target isn't available: report where the study was made."}
 _OF_PAIRS = (
@@ -130,15 +128,16 @@ def verdict_section(study: Study, *, has_pictures: bool = True) -> Section:
 
 def _tradeoffs(study: Study, verdict: Verdict) -> list[Block]:
     rows, blocks = [cell.row for cell in study.cells], []
+    caption = _FRONT if verdict.front else _BARS
     both = tradeoff(rows, verdict, "forward_kl", "reverse_kl")
     if both is not None:
-        blocks.append(Block.chart(both, f"Coverage against precision; both are best at the lower left. {_FRONT}"))
+        blocks.append(Block.chart(both, f"Coverage against precision; both are best at the lower left. {caption}"))
     closeness = [name for name in ("jeffreys", "forward_kl", "reverse_kl") if any(row.get(name) is not None for row in rows)]
     # at equal FLOPs the time still differs
     axis = next((name for name in ("cpu_seconds",) if any(row.get(name) is not None for row in rows)), cost_of(rows).name)
     cost = tradeoff(rows, verdict, axis, closeness[0]) if closeness else None
     if cost is not None:
-        blocks.append(Block.chart(cost, f"Cost against closeness.{'' if blocks else f' {_FRONT}'}"))
+        blocks.append(Block.chart(cost, f"Cost against closeness.{'' if blocks else f' {caption}'}"))
     return blocks
 
 

@@ -198,6 +198,11 @@ class Need:
         """Return the column that counts for these rows."""
         return next((name for name in self.columns if any(row.get(name) is not None for row in rows)), None)
 
+    def stand_in(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return the column that counts where it isn't the first."""
+        found = self.column(rows)
+        return None if found == self.columns[0] else found
+
 
 NEEDS = (
     Need("overall", ("jeffreys",), "q close to p in both directions"),

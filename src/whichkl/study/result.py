@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,11 @@ from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.families import Family
 from whichkl.files.writing import write_whole
 from whichkl.fitting import Fit
-from whichkl.printable import HTML, WIDTH, wrapped
+from whichkl.printable import HTML, WIDTH, as_sentence, wrapped
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.ledger import Ledger, Stored, read_config
-from whichkl.study.measures import COST, NEEDS, NEEDS_OF_STUDENTS, columns_in, columns_with, constants_of
+from whichkl.study.measures import COST, NEEDS, NEEDS_OF_STUDENTS, Need, columns_in, columns_with, constants_of
 from whichkl.study.verdict import Verdict, decide
 from whichkl.targets import Target
 
@@ -26,6 +27,8 @@ _MAX_LINES = 40
 """Largest number of printed lines, of which each part of the table has at least `_MIN_ARMS` arms."""
 _MIN_ARMS = 5
 _MAX_NOTES = 6
+_BOUND = re.compile(r"\w+_kl is a lower bound")
+"""A note on a value that is one."""
 _SPLITS = (
     "All seeds split one set of samples, so that their parts overlap: intervals and p-values tell which arm is better on these "
     "samples, and would be wider for other samples from the same source (Nadeau & Bengio, 2003)."
@@ -74,9 +77,18 @@ class Study(HTML):
     @cached_property
     def verdict(self) -> Verdict:
         """The verdict: which arm is better for which need, if any."""
-        target = self.config["target"]
-        found = decide(self.rows, NEEDS_OF_STUDENTS.get(str(target.get("source")), NEEDS))
-        return replace(found, notes=(*found.notes, _SPLITS)) if found.comparisons and target.get("rows") else found
+        found = decide(self.rows, self._needs)
+        splits = [_SPLITS] if found.comparisons and self.config["target"].get("rows") else []
+        return replace(found, notes=(*found.notes, *self._bounds(), *splits))
+
+    @property
+    def _needs(self) -> tuple[Need, ...]:
+        return NEEDS_OF_STUDENTS.get(str(self.config["target"].get("source")), NEEDS)
+
+    def _bounds(self) -> list[str]:
+        """Return which columns are lower bounds whatever the draws, a sentence each."""
+        notes = (note for cell in self.cells for note in str(cell.row.get("notes") or "").split("; "))
+        return [as_sentence(note) for note in dict.fromkeys(notes) if _BOUND.match(note)]
 
     @plain_modes()
     def fit(self, cell: Stored | str | int, family: Family | None = None) -> Fit:
@@ -138,14 +150,17 @@ class Study(HTML):
     def __str__(self) -> str:
         """An arm a line: means over the seeds with their standard errors, and how many cells failed; at most 40 lines."""
         rows = self.rows
-        shown = [one.name for one in columns_in("summary") if any(row.get(one.name) is not None for row in rows)]
+        judged = [name for need in self._needs if (name := need.stand_in(rows)) is not None]
+        summary = [one.name for one in columns_in("summary") if any(row.get(one.name) is not None for row in rows)]
+        shown = list(dict.fromkeys([*judged, *summary]))
         lines = [["", *shown, "failed"]]
         for j, name in enumerate(shown, 1):
             lines[0][j] = f"{name} {constants_of(rows, name)}".rstrip()
         for arm, mine in rows_by_arm(rows).items():
             bad = sum(row["status"] == "failed" for row in mine)
             lines.append([arm, *(mean_text(mine, name) for name in shown), f"{bad} of {len(mine)}"])
-        said = [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped] + self._failed_measures()
+        said = [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped]
+        said += [*self._bounds(), *self._failed_measures()]
         below = [line for one in said[:_MAX_NOTES] for line in wrapped(one)]
         parts = _parts(lines)
         most = max(_MIN_ARMS, (_MAX_LINES - len(below) - 1) // len(parts) - 1)

@@ -101,7 +101,7 @@ def capture(
             kept["k"] = min(kept["k"], p.tokens) if k is None else kept["k"]
             if kept["k"] > p.tokens:
                 raise InputError(cannot(f"keep `k={k}` tokens", f"there are {p.tokens:,}", f"Use `k={p.tokens}`, or fewer"))
-        examples = _examples(data, tokenizer, p.tokens, ends[0])
+        examples, merged = _examples(data, tokenizer, p.tokens, ends[0])
         described = {"format": FORMAT, **kept, "temperature": float(temperature), "vocabulary": p.tokens, "end_tokens": ends}
         described |= {"sequences": len(examples), "tokens": sum(len(one.completion or ()) for one in examples)}
         weights = {name: one for name, one in p.module.state_dict().items() if isinstance(one, Tensor)}
@@ -112,7 +112,9 @@ def capture(
         with locked(path, f"capture into `{path}`"):
             _refuse_other(path, journal.key)
             _write(p, examples, journal, described, seed, say)
-    return StoredTeacher.open(path, tokenizer=tokenizer)
+    found = StoredTeacher.open(path, tokenizer=tokenizer)
+    found.merged = merged
+    return found
 
 
 def _kind(k: int | None, draws: int | None) -> dict[str, Any]:
@@ -125,16 +127,17 @@ def _kind(k: int | None, draws: int | None) -> dict[str, Any]:
     return {"k": 32 if k is None and draws is None else k, "draws": draws}
 
 
-def _examples(data: Any, tokenizer: Any, tokens: int, end: int) -> list[Example]:
-    """Read the examples, each once, the shortest first, so that a batch has little padding."""
-    found = {}
-    for number, one in enumerate(read_examples(data, tokenizer, tokens, end)):
+def _examples(data: Any, tokenizer: Any, tokens: int, end: int) -> tuple[list[Example], int]:
+    """Read the examples, each once, the shortest first, so that a batch has little padding; and count those given again."""
+    found, given = {}, read_examples(data, tokenizer, tokens, end)
+    for one in given:
         if one.completion is None:
-            because = f"example {number} is a prompt without a completion"
+            because = f"{one.place} is a prompt without a completion"
             instead = "Add what the teacher is to be asked about, say its own continuation"
             raise InputError(cannot("capture the teacher on these data", because, instead))
         found[key_of(one.prompt, one.completion)] = one
-    return sorted(found.values(), key=lambda one: (len(one.prompt) + len(one.completion or ()), one.prompt, one.completion))
+    ordered = sorted(found.values(), key=lambda one: (len(one.prompt) + len(one.completion or ()), one.prompt, one.completion))
+    return ordered, len(given) - len(ordered)
 
 
 def _refuse_other(folder: Path, key: str) -> None:

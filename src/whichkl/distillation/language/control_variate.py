@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from whichkl.distillation.language.clusters import ratio_of_sums
+
 _FOLDS = 10
+_MIN_FREEDOM = 25
+"""Degrees of freedom below which a coefficient would add more noise than it removes."""
 
 
 @dataclass(frozen=True)
-class PromptMeans:
-    """Means over the draws of each prompt: sums of conditional KLs, of log ratios at the drawn tokens, and of tokens."""
+class PromptSums:
+    """A number per draw: sums of conditional KLs, of log ratios at the drawn tokens, and of tokens; and the draw's prompt."""
 
-    conditional: Float[Tensor, " n"]
-    log_ratio: Float[Tensor, " n"]
-    tokens: Float[Tensor, " n"]
-
-    @classmethod
-    def of(cls, prompt: Int[Tensor, " m"], *sums: Float[Tensor, " m"]) -> PromptMeans:
-        """Average the draws of each prompt: the three fields, a number per draw."""
-        count = torch.bincount(prompt)
-        return cls(*(torch.bincount(prompt, one.double(), len(count)) / count for one in sums))
+    prompt: Int[Tensor, " m"]
+    """Numbers from 0 on, each of which occurs."""
+    conditional: Float[Tensor, " m"]
+    log_ratio: Float[Tensor, " m"]
+    tokens: Float[Tensor, " m"]
 
     def per_sequence(self) -> tuple[float, float]:
         """Return the mean of the sums, and its standard error, with the prompts as independent units."""
-        corrected = self._corrected(self.conditional)
-        return float(corrected.mean()), float(corrected.std()) / math.sqrt(len(corrected))
+        return self._per(torch.ones_like(self.conditional))
 
     def per_token(self) -> tuple[float, float]:
         """Return the ratio of the sums to the tokens, and its standard error by linearisation."""
-        tokens, rough = self.tokens.mean(), self.conditional.mean() / self.tokens.mean()
-        corrected = self._corrected(self.conditional - rough * self.tokens) + rough * self.tokens
-        ratio = corrected.mean() / tokens
-        return float(ratio), float((corrected - ratio * self.tokens).std() / tokens) / math.sqrt(len(corrected))
+        return self._per(self.tokens.double())
 
-    def _corrected(self, y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Return y + b M, where M = log ratio − conditional has mean 0, with b = −Cov(y, M) / Var(M) of the other folds.
+    def _per(self, units: Float[Tensor, " m"]) -> tuple[float, float]:
+        rough = self.conditional.sum() / units.sum()
+        corrected = self._corrected(self.conditional - rough * units) + rough * units
+        if float(corrected.sum()) < 0:  # no KL is: only the correction can be so large
+            corrected = self.conditional
+        return ratio_of_sums(*(torch.bincount(self.prompt, one.double()) for one in (corrected, units)))
 
-        b = 0 is Rao-Blackwellisation, b = 1 plain Monte Carlo; each has the smaller variance on some pairs of models.
+    def _corrected(self, y: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """Return y + b M, where M = log ratio − conditional has mean 0 after each prompt, with the b of the other folds.
+
+        b = −Cov(y, M) / Var(M) of the draws of the same prompt, since differences between prompts are no error of M; over all
+        prompts where most have one draw; and 0 where there is too little of both. b = 0 is Rao-Blackwellisation, b = 1 plain
+        Monte Carlo; each has the smaller variance on some pairs of models.
         """
-        missed = self.log_ratio - self.conditional
-        fold = torch.arange(len(y), device="cpu") % _FOLDS
+        missed, fold = self.log_ratio - self.conditional, torch.empty_like(self.prompt)
+        # the draws of a prompt are spread over the folds
+        fold[self.prompt.argsort(stable=True)] = torch.arange(len(y), device="cpu") % _FOLDS
         corrected = y.clone()
         for k in range(min(_FOLDS, len(y))):
             rest = fold != k
-            m, other = missed[rest] - missed[rest].mean(), y[rest] - y[rest].mean()
-            variance = float(m.square().sum())
-            slope = -float((other * m).sum()) / variance if variance > 0 else 0.0
-            corrected[~rest] += slope * missed[~rest]
+            corrected[~rest] += _coefficient(y[rest], missed[rest], self.prompt[rest]) * missed[~rest]
         return corrected
+
+
+def _coefficient(y: Float[Tensor, " m"], missed: Float[Tensor, " m"], prompt: Int[Tensor, " m"]) -> float:
+    prompts = len(prompt.unique())
+    within = len(y) - prompts
+    if max(within, prompts - 1) < _MIN_FREEDOM:
+        return 0.0
+    if within < _MIN_FREEDOM:
+        prompt = torch.zeros_like(prompt)
+    m, other = (one - (torch.bincount(prompt, one) / torch.bincount(prompt).clamp(1))[prompt] for one in (missed, y))
+    variance = float(m.square().sum())
+    return -float((other * m).sum()) / variance if variance > 0 else 0.0

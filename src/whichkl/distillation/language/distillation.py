@@ -114,9 +114,13 @@ def language_model(
     if isinstance(held_out, (int, float)):
         train, unseen = _split(read(data), held_out, seed)
     else:
-        train, unseen = read(data), _shuffled(read(held_out), seed)
-    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
-    draw = partial(_draws, examples=unseen[:_SHOWN], ends=ends, most=max_new_tokens, seed=seed)
+        train, unseen = read(data), _shuffled(read(held_out, word="held-out example"), seed)
+    if isinstance(p, StoredTeacher):  # names an example by its place in the data, which the trainer doesn't know
+        p.lookup([*train, *unseen], max_new_tokens)
+    compared = unseen[:_MAX_PROMPTS]
+    measure = _measure(p, q, compared, tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
+    examples = list({tuple(one.prompt): one for one in reversed(compared)}.values())[::-1][:_SHOWN]  # one of each prompt
+    draw = partial(_draws, examples=examples, ends=ends, most=max_new_tokens, seed=seed)
     choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, **numbers}
     choices |= {"max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
@@ -148,8 +152,8 @@ def language_model(
         after,
         used,
         **run.figures,
-        notes=_notes(budget, **run.figures),
-        examples=_continuations(unseen[:_SHOWN], shown, tokenizer),
+        notes=(*_overlap(train, compared), *_notes(budget, **run.figures)),
+        examples=_continuations(examples, shown, tokenizer),
         tokenizer=tokenizer,
         journal=None if log is None else run.record,
     )
@@ -248,6 +252,14 @@ def _notes(budget: float | None, *, steps: int, flops: float, **_: Any) -> tuple
         return ()
     spent = f"training spent {flops / budget:.0%} of its budget"
     return (f"{spent}: let `args` allow more steps",) if flops < budget else (f"{spent}, since it ends with a whole step",)
+
+
+def _overlap(train: Sequence[Example], compared: Sequence[Example]) -> tuple[str, ...]:
+    """Note held-out examples that are training examples too."""
+    known = {(tuple(one.prompt), tuple(one.completion or ())) for one in train}
+    both = sum((tuple(one.prompt), tuple(one.completion or ())) in known for one in compared)
+    said = f"{both:,} of {len(compared):,} held-out examples are training examples, too: on others the student may be worse"
+    return (said,) if both else ()
 
 
 def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel
+from whichkl.distillation.language.lines import place_of
 from whichkl.distillation.language.prompts import TOKENIZER, all_of, are_ids, is_text, listed, other_than_ids, read_prompt
 from whichkl.distillation.language.rollouts import Rollouts
 
+_KINDS = ("prompt", "messages")
 _WANTED = "Give texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place"
 
 
@@ -23,20 +26,26 @@ class Example:
 
     prompt: list[int]
     completion: list[int] | None
+    place: str = field(default="", compare=False, repr=False)
+    """Where it was in the data."""
 
     def to_dict(self) -> dict[str, list[int]]:
         """Return it as a trainer's collator gets it."""
         return {"prompt": self.prompt, "completion": self.completion or []}
 
 
-def read_examples(data: Any, tokenizer: Any, tokens: int, end: int) -> list[Example]:
-    """Return the examples of a data set; whole texts are continued from their first token.
+def read_examples(data: Any, tokenizer: Any, tokens: int, end: int, word: str = "example") -> list[Example]:
+    """Return the examples of a data set, `word` in errors; whole texts are continued from their first token.
 
     Raises:
         InputError: there is none, one has another form, or an id isn't one of the tokens.
     """
-    given = enumerate(listed_examples(data))
-    return [_checked(_example(one, tokenizer, end, number), tokens, number) for number, one in given]
+    given = listed_examples(data)
+    return [_read(one, tokenizer, tokens, end, place_of(given, number, word)) for number, one in enumerate(given)]
+
+
+def _read(one: Any, tokenizer: Any, tokens: int, end: int, place: str) -> Example:
+    return replace(_checked(_example(one, tokenizer, end, place), tokens, place), place=place)
 
 
 def listed_examples(data: Any) -> list[Any]:
@@ -52,9 +61,9 @@ def listed_examples(data: Any) -> list[Any]:
         raise InputError(cannot("read these examples", "there are none", _WANTED))
     for number, one in enumerate(found):
         if isinstance(one, Mapping):
-            _check_names(one, number)
+            _check_names(one, place_of(found, number))
         elif not (is_text(one) or are_ids(listed(one))):
-            raise InputError(cannot("read these examples", f"example {number} is {other_than_ids(one)}", _WANTED))
+            raise InputError(cannot("read these examples", f"{place_of(found, number)} is {other_than_ids(one)}", _WANTED))
     return found
 
 
@@ -67,7 +76,7 @@ class ExampleStream(torch.utils.data.IterableDataset[dict[str, list[int]]]):
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
         """Yield each as a collator gets it."""
         for number, one in enumerate(self.data):
-            example = _checked(_example(one, self.tokenizer, self.end, number), self.tokens, number)
+            example = _read(one, self.tokenizer, self.tokens, self.end, place_of(None, number))
             if self.needs_completions:
                 check_completions([example])
             yield example.to_dict()
@@ -96,52 +105,58 @@ def check_lengths(examples: Sequence[Example], models: Iterable[Any], most: int,
             one.check_length(longest, most if draws else 0)
 
 
-def _checked(one: Example, tokens: int, number: int) -> Example:
+def _checked(one: Example, tokens: int, place: str) -> Example:
     for ids in (one.prompt, one.completion):
         if ids is not None and (not ids or min(ids) < 0 or max(ids) >= tokens):
-            because = f"example {number} " + ("has no token" if not ids else f"has an id that isn't one of {tokens:,} tokens")
+            because = f"{place} " + ("has no token" if not ids else f"has an id that isn't one of {tokens:,} tokens")
             raise InputError(cannot("read these examples", because, "Use the tokenizer of both models"))
     return one
 
 
-def _example(one: Any, tokenizer: Any, end: int, number: int) -> Example:
+def _example(one: Any, tokenizer: Any, end: int, place: str) -> Example:
     if not isinstance(one, Mapping):
-        ids = read_prompt(one, tokenizer, number)
+        ids = read_prompt(one, tokenizer, place)
         if len(ids) < 2:
-            because = f"example {number} has {len(ids)} tokens, and a text is continued from its first"
+            because = f"{place} has {len(ids)} tokens, and a text is continued from its first"
             raise InputError(cannot("read these examples", because, "Leave it out"))
         return Example(ids[:1], _ended(ids[1:], end))
     if "messages" in one:
-        return _conversation(one["messages"], tokenizer, end, number)
-    _check_names(one, number)
-    prompt, completion = read_prompt(one["prompt"], tokenizer, number), listed(one.get("completion"))
+        return _conversation(one["messages"], tokenizer, end, place)
+    _check_names(one, place)
+    prompt, completion = read_prompt(one["prompt"], tokenizer, place), listed(one.get("completion"))
     if completion is None:
         return Example(prompt, None)
     if isinstance(completion, str):
         if tokenizer is None:
-            raise InputError(cannot("read these examples", f"example {number} is text", TOKENIZER))
+            raise InputError(cannot("read these examples", f"{place} is text", TOKENIZER))
         completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
     if not are_ids(completion):
-        because = f"the completion of example {number} is {other_than_ids(completion)}"
+        because = f"the completion of {place} is {other_than_ids(completion)}"
         raise InputError(cannot("read these examples", because, "Give a text or token ids"))
     return Example(prompt, _ended([int(token) for token in completion], end))
 
 
-def _check_names(one: Mapping[str, Any], number: int) -> None:
+def _check_names(one: Mapping[str, Any], place: str) -> None:
+    # a completion that is misspelt would leave a prompt alone
+    needed = () if "messages" in one else ("completion",) if "prompt" in one else _KINDS
+    for name in (name for name in needed if name not in one):
+        if near := difflib.get_close_matches(name, [key for key in one if isinstance(key, str)], 1, 0.8):
+            because = f"{place} has {near[0]!r}, and no {name!r}"
+            raise InputError(cannot("read these examples", because, f"Rename it, if you mean {name!r}"))
     if "prompt" not in one and "messages" not in one:
-        because = f"example {number} has {', '.join(map(repr, one)) or 'nothing'}, and no 'prompt' or 'messages'"
+        because = f"{place} has {', '.join(map(repr, one)) or 'nothing'}, and no 'prompt' or 'messages'"
         raise InputError(cannot("read these examples", because, _WANTED))
 
 
-def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any, end: int, number: int) -> Example:
+def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any, end: int, place: str) -> Example:
     """The last answer is the completion; without one, there is none."""
     if not messages or messages[-1].get("role") != "assistant":
-        return Example(read_prompt(messages, tokenizer, number), None)
-    prompt = read_prompt(messages[:-1], tokenizer, number)
+        return Example(read_prompt(messages, tokenizer, place), None)
+    prompt = read_prompt(messages[:-1], tokenizer, place)
     asked = tokenizer.apply_chat_template(list(messages[:-1]), add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template(list(messages), tokenize=False)
     if not whole.startswith(asked):
-        because = f"the chat template writes the prompt of example {number} in another way once the answer follows"
+        because = f"the chat template writes the prompt of {place} in another way once the answer follows"
         raise InputError(cannot("read these examples", because, "Give 'prompt' and 'completion' as texts"))
     return Example(prompt, _ended(tokenizer(whole[len(asked) :], add_special_tokens=False)["input_ids"], end))
 

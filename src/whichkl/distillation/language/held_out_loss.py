@@ -12,8 +12,9 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot, plain
 from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.clusters import clusters_of, notes_on
 from whichkl.distillation.language.examples import Example, together
-from whichkl.distillation.language.measures import per_token
+from whichkl.distillation.language.measures import cut_note, ratio_estimate
 from whichkl.distillation.language.partial_losses import PartialLoss, loss_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
@@ -29,9 +30,10 @@ _ROWS_PER_CALL = 16
 
 @dataclass(frozen=True)
 class HeldOutLoss(HTML):
-    """What can be measured of a student where its teacher can't be evaluated in full: nats per token, errors clustered by prompt.
+    """What can be measured of a student where its teacher can't be evaluated in full, with errors clustered by prompt.
 
-    A `SequenceKL` takes its place where the teacher is a model.
+    Numbers are nats per token; from scores nats per sequence, since their reverse KL is that of sequences. A `SequenceKL` takes
+    its place where the teacher is a model.
     """
 
     access: str
@@ -45,11 +47,8 @@ class HeldOutLoss(HTML):
     prompts: int
     tokens: int
     """Number of tokens that were measured."""
-
-    @property
-    def per(self) -> str:
-        """What the numbers are of."""
-        return "token"
+    per: str = "token"
+    """What the numbers are of: a token, or a sequence."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -68,8 +67,9 @@ class HeldOutLoss(HTML):
     def __str__(self) -> str:
         """A line for every number, then what they mean."""
         lines = [f"{self.prompts:,} held-out prompts, {self.tokens:,} tokens; of the teacher: {self.access}"]
-        lines += [f"  {name + one.constant:<28}{one.number} nats a token" for name, one in self._known.items()]
-        return "\n".join([*lines, *(f"  {note}" for one in self._known.values() for note in one.notes)])
+        lines += [f"  {name + one.constant:<28}{one.number} nats a {self.per}" for name, one in self._known.items()]
+        notes = dict.fromkeys(note for one in self._known.values() for note in one.notes)
+        return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
     @property
     def _known(self) -> dict[str, Estimate]:
@@ -98,9 +98,10 @@ def held_out_loss(
         because = "some held-out examples are prompts without completions"
         raise InputError(cannot("measure the held-out loss", because, "Add completions"))
     losses = _losses(teacher, known, student, examples, most)
-    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(tuple(one.prompt) for one in examples))}
+    prompts = clusters_of([one.prompt for one in examples])
+    clusters = int(prompts.max()) + 1
     sums: dict[str, Tensor] = {}
-    count = torch.zeros(len(prompts), dtype=torch.float64, device="cpu")
+    count, cut = torch.zeros(clusters, 2, dtype=torch.float64, device="cpu"), 0  # of tokens and of sequences
     for first in range(0, len(examples), _ROWS_PER_CALL):
         part = examples[first : first + _ROWS_PER_CALL]
         with torch.no_grad(), evaluating(student):
@@ -109,19 +110,27 @@ def held_out_loss(
             else:
                 rollouts = together([one.to_dict() for one in part], most)
             found = _values(losses, rollouts, has_labels=not is_drawn)
-        which = torch.tensor([prompts[tuple(one.prompt)] for one in part], dtype=torch.int64, device="cpu")
+        which = prompts[first : first + len(part)]
         row = which.repeat_interleave(rollouts.end - rollouts.begin)
-        count += torch.bincount(row, minlength=len(prompts))
+        count += torch.stack([torch.bincount(one, minlength=clusters) for one in (row, which)], 1)
+        cut += int(rollouts.cut.sum())
         for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + torch.bincount(row, value.double().cpu(), len(prompts))
+            sums[name] = sums.get(name, 0.0) + torch.bincount(row, value.double().cpu(), clusters)
         tell(min(1.0, (first + len(part)) / len(examples)))
-    estimates: dict[str, Any] = {name: per_token(name, one, count, "nats") for name, one in sums.items()}
-    for name, note in _notes(teacher).items():
-        estimates[name] = dataclasses.replace(estimates[name], notes=(note,))
+    per, method = ("sequence" if is_drawn else "token"), "per {}, clustered by prompt".format
+    units = count[:, int(is_drawn)]
+    estimates: dict[str, Any] = {name: ratio_estimate(name, one, units, "nats", method(per)) for name, one in sums.items()}
+    known_of = _notes(teacher)
+    if is_drawn and cut:
+        known_of = dict.fromkeys(sums, (cut_note(cut / len(examples), "student", most, "reverse_kl"),))
+    for name, one in estimates.items():
+        notes = known_of.get(name, ())
+        is_bound = any("lower bound" in note for note in notes)
+        estimates[name] = dataclasses.replace(one, notes=(*notes, *notes_on(clusters)), reliable=one.reliable and not is_bound)
     if teacher is None:
         estimates["forward_kl"] = dataclasses.replace(estimates["nll"], quantity="forward_kl", up_to="entropy_p")
     forward, reverse, nll = (estimates.get(name) for name in ("forward_kl", "reverse_kl", "nll"))
-    return HeldOutLoss(known.what, forward, reverse, nll, len(prompts), int(count.sum()))
+    return HeldOutLoss(known.what, forward, reverse, nll, clusters, int(count[:, 0].sum()), per)
 
 
 def _losses(
@@ -145,14 +154,14 @@ def _values(losses: dict[str, PartialLoss], rollouts: Rollouts, *, has_labels: b
     return found | {name: loss.values(known, q, labels) for name, loss in losses.items()}
 
 
-def _notes(teacher: Any) -> dict[str, str]:
+def _notes(teacher: Any) -> dict[str, tuple[str, ...]]:
     """Return what a reader has to know of each number."""
     if not isinstance(teacher, StoredTeacher):
         return {}
     k, at = teacher.manifest["k"], "" if teacher.temperature == 1 else f", at temperature {teacher.temperature:g}"
     if k is None:
-        return {"forward_kl": f"forward_kl is estimated from draws without bias, so that it may be below 0{at}"}
+        return {"forward_kl": (f"forward_kl is estimated from draws without bias, so that it may be below 0{at}",)}
     if k == teacher.tokens:
         return {}
     bound = f"is a lower bound{at}: the tokens beyond the {k:,} likeliest are one bucket"
-    return {name: f"{name} {bound}" for name in ("forward_kl", "reverse_kl")}
+    return {name: (f"{name} {bound}",) for name in ("forward_kl", "reverse_kl")}

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from whichkl.distillation.language.clusters import ratio_of_sums
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.losses import forward_kl
 from whichkl.distillation.scores import BINS, Contrast
@@ -98,41 +99,44 @@ def _distinct(rollouts: Rollouts) -> Float[Tensor, " n"]:
 def measured(teacher: Draws, student: Draws, prompt: Int[Tensor, " n"]) -> tuple[dict[str, Contrast], Estimate]:
     """Compare the draws of both models, prompt by prompt, and both on the teacher's draws."""
 
-    def mean(values: Tensor) -> Float[Tensor, " k"]:
-        count = torch.bincount(prompt)
-        return torch.bincount(prompt, values.double(), len(count)) / count
+    def summed(values: Tensor) -> Float[Tensor, " k"]:
+        return torch.bincount(prompt, values.double())
 
     def contrast(name: str, of_teacher: Tensor, of_student: Tensor, unit: str) -> Contrast:
-        p, q = mean(of_teacher), mean(of_student)
-        return Contrast(*(_mean(name, one, unit) for one in (q, p, q - p)))
+        p, q, count = summed(of_teacher), summed(of_student), torch.bincount(prompt).double()
+        return Contrast(*(ratio_estimate(name, one, count, unit, "mean over prompts") for one in (q, p, q - p)))
 
     found = {
         "entropy": contrast("entropy", teacher.entropy, student.entropy, "nats"),
         "length": contrast("length", teacher.tokens, student.tokens, "none"),
         "distinct_2": contrast("distinct_2", teacher.distinct, student.distinct, "none"),
-        "nll": nll_of("nll", mean(teacher.log_prob[:, 0]), mean(teacher.log_prob[:, 1]), mean(teacher.tokens)),
+        "nll": nll_of("nll", teacher.log_prob, teacher.tokens, prompt),
         "ece": _ece(teacher, prompt),
     }
-    return found, per_token("agreement", mean(teacher.agreed), mean(teacher.tokens), "none")
+    return found, per_token("agreement", summed(teacher.agreed), summed(teacher.tokens), "none")
 
 
-def nll_of(name: str, teacher: Float[Tensor, " k"], student: Float[Tensor, " k"], tokens: Float[Tensor, " k"]) -> Contrast:
-    """Compare −log probability per token, from the log probability of every sequence and its number of tokens."""
-    return Contrast(*(per_token(name, -one, tokens, "nats") for one in (student, teacher, student - teacher)))
+def nll_of(name: str, log_prob: Float[Tensor, "n 2"], tokens: Int[Tensor, " n"], prompt: Int[Tensor, " n"]) -> Contrast:
+    """Compare −log probability per token, from those of every sequence by teacher and student, and its number of tokens."""
+    teacher, student, count = (torch.bincount(prompt, one.double()) for one in (*log_prob.unbind(1), tokens))
+    return Contrast(*(per_token(name, -one, count, "nats") for one in (student, teacher, student - teacher)))
 
 
-def _mean(name: str, values: Float[Tensor, " k"], unit: str) -> Estimate:
-    error = float(values.std()) / math.sqrt(len(values))
-    return Estimate(name, float(values.mean()), error, method="mean over prompts", n=len(values), unit=unit)  # type: ignore[arg-type]
+def cut_note(share: float, who: str, most: int, name: str) -> str:
+    """Return what cut draws mean for a KL."""
+    return f"{share:.1%} of the {who}'s draws were cut at {most} tokens: {name} is a lower bound of that of whole ones"
 
 
 def per_token(name: str, sums: Float[Tensor, " k"], tokens: Float[Tensor, " k"], unit: str) -> Estimate:
     """Return the ratio of sums to tokens, both a number per prompt, with its error by linearisation."""
-    method = "per token, clustered by prompt"
+    return ratio_estimate(name, sums, tokens, unit, "per token, clustered by prompt")
+
+
+def ratio_estimate(name: str, sums: Float[Tensor, " k"], units: Float[Tensor, " k"], unit: str, method: str) -> Estimate:
+    """Return the ratio of sums to units, such as tokens or sequences, both a number per prompt."""
     if not bool(sums.isfinite().all()):
         return Estimate(name, math.inf, finite="infinite", method=method, n=len(sums), unit=unit)  # type: ignore[arg-type]
-    ratio = float(sums.mean() / tokens.mean())
-    error = float((sums - ratio * tokens).std() / tokens.mean()) / math.sqrt(len(sums))
+    ratio, error = ratio_of_sums(sums, units)
     return Estimate(name, ratio, error, method=method, n=len(sums), unit=unit)  # type: ignore[arg-type]
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.distillation.language.lines import Lines, place_of
 from whichkl.user_code import said_of
 
 WANTED = "Give texts, conversations (lists of {'role': …, 'content': …}), or lists of token ids"
-TOKENIZER = "Pass `tokenizer=`, which a trainer calls `processing_class=`"
+TOKENIZER = "Pass `tokenizer=`, which a trainer calls `processing_class=`, or save it into the folders of both models"
 
 
 def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
@@ -22,16 +23,17 @@ def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
     Raises:
         InputError: there is none, one has another form or no token, or an id isn't one of the tokens.
     """
-    found = [read_prompt(one, tokenizer, number) for number, one in enumerate(all_of(prompts, "read the prompts", WANTED))]
+    given = all_of(prompts, "read the prompts", WANTED)
+    found = [read_prompt(one, tokenizer, place_of(given, number, "prompt")) for number, one in enumerate(given)]
     if not found:
         raise InputError(cannot("read the prompts", "there are none", "Give at least two"))
     for number, ids in enumerate(found):
         if not ids:
-            because = f"prompt {number} has no token"
+            because = f"{place_of(given, number, 'prompt')} has no token"
             raise InputError(cannot("read the prompts", because, "Leave it out, or begin it with a start token"))
         if min(ids) < 0 or max(ids) >= tokens:
             wrong = next(one for one in ids if not 0 <= one < tokens)
-            because = f"prompt {number} has the token {wrong}, and there are {tokens:,} tokens"
+            because = f"{place_of(given, number, 'prompt')} has the token {wrong}, and there are {tokens:,} tokens"
             raise InputError(cannot("read the prompts", because, "Use the tokenizer of both models"))
     return found
 
@@ -47,12 +49,12 @@ def all_of(data: Any, do: str, wanted: str) -> list[Any]:
     if hasattr(data, "columns"):  # a loop over a frame gives the names of its columns
         raise InputError(cannot(do, f"they are one `{type(data).__name__}`", "Pass a list of its rows: frame.to_dict('records')"))
     try:
-        return list(data)
+        return data if isinstance(data, Lines) else list(data)
     except Exception as error:  # a user's own data set may raise anything
         raise InputError(cannot(do, said_of(error), wanted)) from error
 
 
-def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
+def read_prompt(prompt: Any, tokenizer: Any, place: str) -> list[int]:
     """Return the token ids of one text, conversation or list of ids.
 
     Raises:
@@ -61,16 +63,16 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
     prompt = listed(prompt)
     if is_text(prompt):
         if tokenizer is None:
-            raise InputError(cannot("read the prompts", f"prompt {number} is text", TOKENIZER))
+            raise InputError(cannot("read the prompts", f"{place} is text", TOKENIZER))
         if isinstance(prompt, str):
             return list(tokenizer(prompt)["input_ids"])
         if not getattr(tokenizer, "chat_template", None):
-            because = f"prompt {number} is a conversation, and the tokenizer has no chat template"
+            because = f"{place} is a conversation, and the tokenizer has no chat template"
             raise InputError(cannot("read the prompts", because, "Set `tokenizer.chat_template`, or give texts"))
         text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not are_ids(prompt):
-        raise InputError(cannot("read the prompts", f"prompt {number} is {other_than_ids(prompt)}", WANTED))
+        raise InputError(cannot("read the prompts", f"{place} is {other_than_ids(prompt)}", WANTED))
     return [int(one) for one in prompt]
 
 

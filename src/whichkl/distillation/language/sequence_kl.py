@@ -15,7 +15,8 @@ from torch import Tensor
 from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot, check_seed, plain
 from whichkl.distillation.language.causal import CausalModel, agree, evaluating, taught_by
-from whichkl.distillation.language.control_variate import PromptMeans
+from whichkl.distillation.language.clusters import clusters_of, notes_on
+from whichkl.distillation.language.control_variate import PromptSums
 from whichkl.distillation.language.examples import read_examples, together
 from whichkl.distillation.language.measures import Draws, measured, nll_of, read_rows
 from whichkl.distillation.language.prompts import WANTED, all_of, read_prompts
@@ -32,6 +33,8 @@ _NUMBERS_PER_CALL = 1 << 25
 """Logits of one model per call: 128 MB in float32."""
 _MAX_ROWS_PER_CALL = 64
 _MIN_PROMPTS = 2
+MIN_CUT = 0.01
+"""Share of cut draws from which on the KL of whole sequences may be noticeably larger."""
 _ROUNDING = 2.0**-23
 """Of one token's log probability in float32."""
 
@@ -63,6 +66,11 @@ class SequenceKL(HTML):
     def per(self) -> str:
         """What the KLs are of."""
         return "sequence"
+
+    @property
+    def clusters(self) -> int:
+        """The number of independent units: distinct prompts, or draws where there is one prompt."""
+        return self.agreement.n or self.prompts
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -111,9 +119,9 @@ def sequence_kl(
 
     KL(p‖q) = E_{y∼p} Σₜ KL(pₜ‖qₜ), pₜ the law of token t after the drawn ones, until the end token or `max_new_tokens`. The
     mean over draws is Rao-Blackwellised; M = Σₜ (log pₜ(yₜ)/qₜ(yₜ) − KLₜ) has mean 0, and b M is added with the b that makes the
-    variance least, from other prompts. Errors take prompts as the independent units. Draws are untempered, from the whole
-    softmax, whatever a model's generation configuration says. Dropout is off meanwhile; modules and global seeds are as before
-    afterwards.
+    variance least, from other draws; b is 0 where these are few. Errors take distinct prompts as the independent units. Draws
+    are untempered, from the whole softmax, whatever a model's generation configuration says. Dropout is off meanwhile; modules
+    and global seeds are as before afterwards.
 
     Args:
         teacher: p, a causal language model of transformers, or a module of `input_ids` (n, t) with logits (n, t, v).
@@ -183,7 +191,7 @@ def _of_data(
     pairs = [{"prompt": prompt, "completion": completion} for prompt, completion in zip(ids, completions, strict=True)]
     step = _rows_per_call(p, max(map(len, ids)) + most)
     found = Draws.joined([evaluated(p, q, together(pairs[first : first + step], most)) for first in range(0, len(pairs), step)])
-    return nll_of("data_nll", found.log_prob[:, 0], found.log_prob[:, 1], found.tokens.double())
+    return nll_of("data_nll", found.log_prob, found.tokens, clusters_of(ids))
 
 
 def _rows_per_call(model: CausalModel, length: int) -> int:
@@ -208,7 +216,7 @@ def _compared(
     for side, (one, other, kept) in enumerate(((p, q, drawn), (q, p, {}))):
         tell = partial(say, f"continuations of the {one.who}")
         draws[one.who] = _drawn(one, other, [*ids] * times, ends, most, seed + side, kept, tell)
-    prompt = torch.arange(len(ids), device="cpu").repeat(times)
+    prompt = clusters_of([*ids] * times)
     (forward, forward_token), (reverse, reverse_token) = (
         _estimates(name, draws[who], prompt, most) for name, who in (("forward_kl", "teacher"), ("reverse_kl", "student"))
     )
@@ -267,15 +275,19 @@ def _estimates(name: str, draws: Draws, prompt: Tensor, most: int) -> tuple[Esti
     side = "teacher" if name == "forward_kl" else "student"
     n, notes, share = len(draws.tokens), [], float(draws.cut.double().mean())
     if share > 0:
-        notes.append(f"{share:.1%} of the {side}'s draws were cut at {most} tokens: of whole sequences this is a lower bound")
+        notes.append(
+            f"{share:.1%} of the {side}'s draws were cut at {most} tokens: {name} is a lower bound of that of whole ones"
+        )
     if not bool(draws.conditional.isfinite().all()):
         places = int((~draws.conditional.isfinite()).sum())
         notes.append(f"infinite in {places} of {n} draws, where the other model gives a possible token no chance")
         one = Estimate(name, math.inf, finite="infinite", method=method, n=n, notes=tuple(notes))
         return one, one
-    means = PromptMeans.of(prompt, draws.conditional, draws.log_ratio, draws.tokens)
+    notes += notes_on(int(prompt.max()) + 1)
+    sums = PromptSums(prompt, draws.conditional, draws.log_ratio, draws.tokens)
     found = []
-    rounding = _ROUNDING * float(means.tokens.mean())
-    for value, error in (means.per_sequence(), means.per_token()):
-        found.append(Estimate(name, value, math.hypot(error, rounding), method=method, n=n, notes=tuple(notes)))
+    rounding = _ROUNDING * float(draws.tokens.double().mean())
+    for value, error in (sums.per_sequence(), sums.per_token()):
+        fields: dict[str, Any] = {"method": method, "n": n, "notes": tuple(notes), "reliable": share < MIN_CUT}
+        found.append(Estimate(name, value, math.hypot(error, rounding), **fields))
     return found[0], found[1]

@@ -75,6 +75,8 @@ class StoredTeacher(HTML):
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest, self.tokens = folder, manifest, manifest["vocabulary"]
+        self.merged = 0
+        """Number of examples that were given again to the `capture` that returned it."""
         self._first = [0, *accumulate(one["tokens"] for one in manifest["shards"])]
         self._files: dict[int, Any] = {}
         self._entries: dict[int, Tensor] = {}  # of draws: where the entries of each row of a shard begin
@@ -159,7 +161,8 @@ class StoredTeacher(HTML):
             whole = one.completion or []
             place = self._places.get(key_of(one.prompt, whole))
             if place is None:
-                because = f"example {number} isn't one of the {self.manifest['sequences']:,} sequences that were captured"
+                where = one.place or f"example {number}"
+                because = f"{where} isn't one of the {self.manifest['sequences']:,} sequences that were captured"
                 raise InputError(cannot("use this stored teacher", because, "Capture these data with `capture`, or leave it out"))
             found[key_of(one.prompt, whole[:most])] = place
         return found
@@ -232,8 +235,9 @@ class StoredTeacher(HTML):
         head = f"{self.what} at temperature {self.temperature:g}, after each of {self.manifest['tokens']:,} tokens"
         count = len(self.manifest["shards"])
         shards = "1 shard" if count == 1 else f"{count} shards"
+        again = f"\n  {self.merged:,} more were given again: each is stored once" if self.merged else ""
         return (
-            f"{head} of {self.manifest['sequences']:,} sequences, in {shards}\n"
+            f"{head} of {self.manifest['sequences']:,} sequences, in {shards}{again}\n"
             f"  probability of the stored tokens: {mass['mean']:.4f} on average, {mass['min']:.4f} at least"
         )
 

@@ -134,7 +134,7 @@ class LanguageTarget(TeacherTarget, Advised):
         after, before = result.after, result.before
         row: dict[str, Any] = {"status": "finished", "solver": "language_model", "iterations": result.steps}
         row |= {"flops": result.flops, "cpu_seconds": result.cpu_seconds}
-        estimates, per = _estimates(after), "" if isinstance(after, SequenceKL) else "_per_token"
+        estimates, per = _estimates(after), "" if after.per == "sequence" else "_per_token"
         for name, one in estimates.items():
             column = f"{name}{per}" if name.endswith("_kl") else name
             row |= {column: one.value, f"{column}_stderr": one.stderr, f"{column}_reliable": one.reliable}

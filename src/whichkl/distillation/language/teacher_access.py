@@ -227,8 +227,8 @@ def check_access(
             (shares["data"] < 1, use, "it has no laws after drawn tokens", "Use prefixes={'data': 1.0}, or pass a model"),
             (
                 temperature != captured,
-                use,
-                f"it was captured at temperature {captured:g}, and {temperature:g} needs the tokens that were left out",
+                f"use `temperature={temperature:g}` with stored laws",
+                f"they were captured at temperature {captured:g}, and {temperature:g} needs the tokens that were left out",
                 f"Use temperature={captured:g}, or capture it again",
             ),
             (
@@ -248,13 +248,13 @@ def check_access(
         refusals += [
             (
                 name != "forward_kl" or shares["data"] < 1,
-                "use `teacher=None` here",
-                "there is only text, whose cross-entropy is the forward KL up to the entropy",
+                f"minimise {name} {'' if shares['data'] == 1 else 'on drawn prefixes '}with text alone",
+                "nobody can be asked, and the text's cross-entropy is the forward KL on its own prefixes, up to the entropy",
                 "Use objective='forward_kl' and prefixes={'data': 1.0}, or pass a teacher",
             ),
             (
                 bool(hard_label_weight) or temperature != 1,
-                "use `teacher=None` here",
+                f"use `{'hard_label_weight' if hard_label_weight else 'temperature'}=` with text alone",
                 "the cross-entropy of the text is the whole loss, and text has no other temperature",
                 "Use hard_label_weight=0 and temperature=1, or pass a teacher",
             ),

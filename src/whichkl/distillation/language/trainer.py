@@ -69,7 +69,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         processing_class: the tokenizer of both models; None where examples are token ids.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         budget: FLOPs of the whole training, None for no limit: it stops before the step that, at the mean cost of those before,
-            would exceed them, and makes at least one step.
+            would exceed them. One that is less than the first step is refused.
         tell: called with the fraction that is done, after every step.
         **others: further arguments of `transformers.Trainer`: callbacks, optimizers, …
 
@@ -209,6 +209,10 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
                 self.tokens_generated[name] += int(tokens[number])
                 self.flops += 2 * self._sizes[name] * int(read[number])
         self.flops += (6 * self._sizes["student"] + 2 * self._sizes["teacher"]) * int(read.sum())
+        if self.budget is not None and self.state.global_step == 0 and self.flops > self.budget:
+            because = f"the first step alone costs {self.flops:.3g} FLOPs"
+            instead = f"Use a budget of many steps, say {100 * self.flops:.0e}, or a smaller batch"
+            raise InputError(cannot(f"train with `budget={self.budget:g}`", because, instead))
         count: Tensor = tokens.sum()
         return count
 

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from whichkl.distillation.language.clusters import notes_on
 from whichkl.distillation.language.held_out_loss import HeldOutLoss
-from whichkl.distillation.language.sequence_kl import SequenceKL
+from whichkl.distillation.language.sequence_kl import MIN_CUT, SequenceKL
 from whichkl.divergences import Estimate
 from whichkl.printable import as_sentence
 
 _CLEAR = 2.0
 """Standard errors from which on a change counts as one."""
-_MIN_CUT = 0.01
 _MIN_LENGTH_CHANGE = 0.1
 """Smallest difference of mean lengths that is named, as a share of the teacher's."""
 _WORDS = {"forward_kl": "forward KL", "reverse_kl": "reverse KL"}
@@ -74,11 +74,12 @@ def _said(word: str, was: Estimate, now: Estimate, move: tuple[float, float], pe
 
 def _doubts(after: SequenceKL | HeldOutLoss) -> tuple[str, ...]:
     if isinstance(after, HeldOutLoss):
-        known = f"Of the teacher there is {after.access}: these are no KLs of sequences."
+        what = "these are no KLs of sequences" if after.per == "token" else "the KL is estimated by plain Monte Carlo"
+        known = f"Of the teacher there is {after.access}: {what}."
         notes = [note for one in (after.forward_kl, after.reverse_kl) if one is not None for note in one.notes]
         return (known, *(as_sentence(note.replace("_kl", " KL")) for note in dict.fromkeys(notes)))
-    found = []
-    if max(after.cut.values()) >= _MIN_CUT:
+    found = [as_sentence(note) for note in notes_on(after.clusters)]
+    if max(after.cut.values()) >= MIN_CUT:
         shares = " and ".join(f"{share:.0%} of the {who}'s" for who, share in after.cut.items())
         found.append(f"{shares} continuations were cut at {after.max_new_tokens} tokens: the KLs of whole ones are larger.")
     for name, word in _WORDS.items():
