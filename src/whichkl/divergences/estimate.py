@@ -171,18 +171,11 @@ class Estimate(HTML):
         more = getattr(origin, "log_z_stderr", 0.0) if rests_on_z else 0.0
         found = self if more == 0 else dataclasses.replace(self, stderr=math.hypot(self.stderr, more), exact=False)
         if getattr(origin, "up_to", None) is None:
-<<<<<<< HEAD
-            return self
+            return found
         is_divided = origin.log_z_stderr > 0  # a density that was made of such a one has another log Z
         lacks_z = self.up_to == "log_z" and not is_divided
         whole: UpTo = "entropy_p, temperature" if self.includes_entropy else "log_z, temperature" if lacks_z else "temperature"
-        more = origin.log_z_stderr if self.up_to == "log_z" or self.quantity == "elbo" else 0.0
-        return dataclasses.replace(self, up_to=whole, stderr=math.hypot(self.stderr, more))
-=======
-            return found
-        whole: UpTo = "entropy_p, temperature" if self.includes_entropy else "temperature"
         return dataclasses.replace(found, up_to=whole)
->>>>>>> hy
 
     def __repr__(self) -> str:
         return f"Estimate({shorten(str(self), 280)})"
