@@ -99,7 +99,7 @@ def _unvisited(found: list[tuple[Mode, float]], count: float) -> list[tuple[Mode
         share = most * math.exp(min(700.0, mode.log_mass - known.log_mass))
         share /= 1 + max(0.0, share - met)  # of all of p, the samples' part and this
         wanted, there = share * count, met * count
-        chance = float(torch.special.gammaincc(torch.tensor(there + 1.0), torch.tensor(wanted)))
+        chance = float(torch.special.gammaincc(*torch.tensor([there + 1.0, wanted], dtype=torch.float64, device="cpu")))
         if share > _MIN_SHARE and there <= _MAX_VISITED * wanted and chance <= _MAX_CHANCE:
             missed.append((mode, wanted, there))
     return sorted(missed, key=lambda one: -one[1])
