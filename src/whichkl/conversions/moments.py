@@ -104,9 +104,8 @@ class Moments:
             raise InputError(cannot(_DO, because, "Pass `reference=` (draws or a density), or `support='interval(a, b)'`"))
         if self.reference is not None and self.support is not None:
             raise InputError(cannot("use `support=` here", "the reference has its own", "Leave it out"))
-        columns = None if callable(self.of) else len(getattr(self.of, "columns", m))
-        if columns not in (None, len(m)):
-            raise _other_width(columns, len(m))
+        if not callable(self.of):
+            _check_width(len(getattr(self.of, "columns", m)), len(m))
         names = _names(self.names, of=self.of, count=len(m))
         object.__setattr__(self, "_exact", (m, s.expand_as(m), names))
 
@@ -251,8 +250,7 @@ class _Conversion:
                 raise InputError(cannot(_DO, because, "Give one row per draw"))
             f = f if self.rows is None else f[self.rows]
             check_finite(f, default_names(f.shape[1], "f"), "values of f")
-        if f.shape[1] != len(self.values):
-            raise _other_width(f.shape[1], len(self.values))
+        _check_width(f.shape[1], len(self.values))
         is_unbounded = not all(math.isfinite(end) for pair in self.reference.bijection.bounds for end in pair)
         return Dual(f, self.values, self.stderr, self.names, are_draws, is_unbounded)
 
@@ -286,9 +284,10 @@ class _Conversion:
         )
 
 
-def _other_width(columns: int, values: int) -> InputError:
-    because = f"`of` has {count_of(columns, 'column')}, and `values` has {count_of(values, 'number')}"
-    return InputError(cannot(_DO, because, "Give one value per column of f"))
+def _check_width(columns: int, values: int) -> None:
+    if columns != values:
+        because = f"`of` has {count_of(columns, 'column')}, and `values` has {count_of(values, 'number')}"
+        raise InputError(cannot(_DO, because, "Give one value per column of f"))
 
 
 def _tilt(of: Callable[[Tensor], Any], multipliers: Float[Tensor, " k"], shift: float) -> Callable[[Tensor], Tensor]:

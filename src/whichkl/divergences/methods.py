@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, WhichklError
+from whichkl._checks import WhichklError
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge, importance_sampling, monte_carlo
 from whichkl.divergences.estimate import Estimate
@@ -66,21 +65,6 @@ class Method:
 
 TABLE: list[Method] = []
 """The methods, the most exact one first."""
-
-
-def _in_names(ask: Question, run: Callable[[], Estimate]) -> Estimate:
-    """Run a method of two samples, and call these p and q in its notes and errors, which know them as `x` and `y`."""
-
-    def renamed(text: str) -> str:
-        for name, side in (("x", ask.p.name), ("y", ask.q.name)):
-            text = re.sub(rf"(?<!column )`{name}`", side, text)  # a column may have the name
-        return text
-
-    try:
-        found = run()
-    except InputError as error:
-        raise InputError(renamed(str(error))) from error
-    return replace(found, notes=tuple(map(renamed, found.notes)))
 
 
 def _both_ways(ask: Question, run: Run) -> Estimate | None:
@@ -277,7 +261,7 @@ def _counting(ask: Question) -> Estimate | None:
     if mixed := _mixed(ask):
         if not ask.is_kl:
             return _both_ways(ask, _counting)
-        return _in_names(ask if ask.name == "forward_kl" else ask.swapped(), lambda: counting.mixed_kl(*mixed, ask.seed))
+        return (ask if ask.name == "forward_kl" else ask.swapped()).in_names(lambda: counting.mixed_kl(*mixed, ask.seed))
     if ask.kind is None:
         return None
     p, q = (side.target if side.is_counted or side.atoms is None else side.atoms for side in (ask.p, ask.q))
@@ -329,31 +313,31 @@ def _nearest_neighbors(ask: Question) -> Estimate | None:
     if ask.name == "forward_kl":
         x, log_q = ask.drawn(ask.p), ask.q.target.log_prob
         if ask.q.density:
-            return _in_names(ask, lambda: nearest_neighbors.one_sample_kl(x, log_q, seed=ask.seed))
-        return _in_names(ask, lambda: nearest_neighbors.two_sample_kl(x, ask.drawn(ask.q, 1), seed=ask.seed))
+            return ask.in_names(lambda: nearest_neighbors.one_sample_kl(x, log_q, seed=ask.seed))
+        return ask.in_names(lambda: nearest_neighbors.two_sample_kl(x, ask.drawn(ask.q, 1), seed=ask.seed))
     return _both_ways(ask, _nearest_neighbors)
 
 
 @_method("classifier", "draws of both", lambda ask: ask.kind is not None and ask.sampled, atoms=True, independent=True)
 def _classifier(ask: Question) -> Estimate | None:
     kind = ask.kind
-    return None if kind is None else _in_names(ask, lambda: ratio.classifier_divergence(*ask.rows(), kind, seed=ask.seed))
+    return None if kind is None else ask.in_names(lambda: ratio.classifier_divergence(*ask.rows(), kind, seed=ask.seed))
 
 
 @_method("bound", "draws of both, for a KL", lambda ask: ask.is_kl and ask.sampled, automatic=False, independent=True)
 def _bound(ask: Question) -> Estimate:
     ask = ask if ask.name == "forward_kl" else ask.swapped()
-    return _in_names(ask, lambda: bound.variational_bound(*ask.rows(), seed=ask.seed))
+    return ask.in_names(lambda: bound.variational_bound(*ask.rows(), seed=ask.seed))
 
 
 @_method("u_statistic", "draws of both", lambda ask: ask.kind is None and ask.sampled, atoms=True, independent=True)
 def _distance(ask: Question) -> Estimate:
     x, y = ask.rows()
     if ask.name == "energy":
-        return _in_names(ask, lambda: sample_distances.energy_distance(x, y))
+        return ask.in_names(lambda: sample_distances.energy_distance(x, y))
     if ask.name == "mmd":
-        return _in_names(ask, lambda: sample_distances.mmd_squared(x, y))
-    return _in_names(ask, lambda: sample_distances.sliced_wasserstein(x, y, seed=ask.seed))
+        return ask.in_names(lambda: sample_distances.mmd_squared(x, y))
+    return ask.in_names(lambda: sample_distances.sliced_wasserstein(x, y, seed=ask.seed))
 
 
 METHODS = tuple(one.name for one in TABLE)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, cannot, quoted
 from whichkl.access import Access
 from whichkl.distributions import widened
+from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact.atoms import Atoms, MassOn, normalised_target, target_of_law, where_mass_is
 from whichkl.divergences.exact.quadrature import coordinates
 from whichkl.divergences.kinds import KINDS, IntegralDivergence
@@ -300,3 +302,17 @@ class Question:
         if x is None or y is None:
             raise TypeError("no rows")
         return x, y
+
+    def in_names(self, run: Callable[[], Estimate]) -> Estimate:
+        """Run a method of two samples, and call these p and q in its notes and errors, which know them as `x` and `y`."""
+
+        def renamed(text: str) -> str:
+            for name, side in (("x", self.p.name), ("y", self.q.name)):
+                text = re.sub(rf"(?<!column )`{name}`", side, text)  # a column may have the name
+            return text
+
+        try:
+            found = run()
+        except InputError as error:
+            raise InputError(renamed(str(error))) from error
+        return replace(found, notes=tuple(map(renamed, found.notes)))
