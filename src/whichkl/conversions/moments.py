@@ -265,16 +265,14 @@ class _Conversion:
         exact = "The values of the moments are exact."
         assumed.append(exact if evidence.stderr is None else "Each value is normal around the moment, with its standard error.")
         errors = self.errors or MultiplierErrors((0.0,) * k, kl=0.0, log_z=0.0)
-        trust = errors.shown(found) + worth
         is_sound = share >= _MIN_SHARE
-        if not is_sound:
-            trust += f" Below {100 * _MIN_SHARE:.0f} % they carry no conclusion: take a reference nearer to these moments."
+        poor = f" Below {100 * _MIN_SHARE:.0f} % they carry no conclusion: take a reference nearer to these moments."
         return MomentsOrigin(
             f"{count_of(k, 'moment')} and {size} of a reference.",
             assumed=tuple(assumed),
             unknown=("Every property of the target that neither the reference nor these moments determine.",),
             left_out=tuple(self.left_out),
-            trust=trust,
+            trust=errors.shown(found) + worth + poor * (not is_sound),
             reliable=is_sound,
             multipliers=tuple(found.multipliers.tolist()),
             kl=found.kl,
