@@ -16,6 +16,8 @@ from whichkl.solvers.ascents import Peaks, Trial, ascend, ascend_by_newton
 from whichkl.solvers.nodes.gaussian_rule import sobol
 from whichkl.targets import Target
 
+_MIN_BUDGET = 10_000
+"""Evaluations of a budget from which on a log density is looked at before it is used."""
 _CANDIDATES = 256
 """Number of points at which log p is evaluated to find where the search for modes begins."""
 _MAX_SEARCHES = 12
@@ -105,9 +107,13 @@ def find_modes(target: Target, seed: int) -> Modes:
 def refuse_unusable(target: Target, seed: int) -> None:
     """Refuse a log density that is constant, or NaN near its modes or everywhere, for solvers that don't call `find_modes`.
 
+    A budget of a few thousand evaluations has no room for it.
+
     Raises:
         TargetError: what `find_modes` raises there.
     """
+    if target.evaluations.most - target.evaluations.total < _MIN_BUDGET:
+        return
     rejected = target.evaluations["rejected"]
     value = target.tried(_candidates(target.dim, seed).to(target.device)).detach()
     if target.evaluations["rejected"] > rejected or float(value.max()) == float(value.min()) > -math.inf:
