@@ -205,13 +205,13 @@ class ExpectationMaximization(Solver):
     def _race(
         self, rows: Rows, frame: Frame, state: State, most: Sequence[int], finalists: int, work: Work
     ) -> tuple[State, float, int]:
-        """Climb by a cycle for each of the numbers in `most`, after which at most so many states stay.
+        """Take one cycle for each entry of `most`, which is the largest number of states to keep after it.
 
-        Those stay that would lead at the end if every cycle gained twice what the last one did, and at least `finalists`, with
-        which the race ends.
+        A state is dropped if it wouldn't lead at the end even if each cycle that is left gained twice what its last one did. At
+        least `finalists` states are kept; once no more are left, the remaining cycles are omitted.
 
         Returns:
-            The `finalists` best states, the best first, how far it leads the first of all states, and the number of iterations.
+            The `finalists` best states, the best first; by how much that one leads the first state given; the iterations taken.
         """
         cycle, iterations = replace(self, max_iterations=_ITERATIONS_OF_CYCLE), 0
         number, before = torch.arange(len(state.probs), device="cpu"), torch.tensor([math.nan], dtype=torch.float64, device="cpu")
