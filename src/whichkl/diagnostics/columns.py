@@ -91,9 +91,10 @@ def beyond_the_ends(target: Target, model: Any, seed: int) -> tuple[str, ...]:
         return ()
     with seeded(seed), torch.no_grad():
         draws = draws_of(model, torch.Size((_DRAWS,))).reshape(_DRAWS, -1).to(x)
-    is_above, is_between = (x > 0).all(0), ((x > 0) & (x < 1)).all(0)
+    least, largest = x.aminmax(dim=0)
+    is_above, is_between = least > 0, (least > 0) & (largest < 1)
     cases = (  # a column within (0, 1) is in the second case alone
-        (is_above & (x > 1).any(0), draws <= 0, "above 0", "positive"),
+        (is_above & (largest > 1), draws <= 0, "above 0", "positive"),
         (is_between, (draws <= 0) | (draws >= 1), "between 0 and 1", "unit_interval"),
     )
     notes = []
@@ -115,7 +116,10 @@ def like_an_index(target: Target) -> tuple[str, ...]:
     x = target.samples
     if x is None or len(x) < _MIN_ROWS or target.repeats is not None:
         return ()
-    rises = ((x[1:] > x[:-1]) & (x[1:] == x[1:].round())).all(0)
-    found = [f"`{target.names[i]}`" for i in rises.nonzero().flatten().tolist()[:_MAX_NAMED_COLUMNS]]
+    rises = torch.arange(x.shape[1], device=x.device)
+    for some in (x[:_MIN_ROWS], x):  # most columns fall within a few rows
+        ahead, behind = some[1:, rises], some[:-1, rises]
+        rises = rises[((ahead > behind) & (ahead == ahead.round())).all(0)]
+    found = [f"`{target.names[int(i)]}`" for i in rises[:_MAX_NAMED_COLUMNS]]
     why = "whole numbers that rise with every row, as an index does; drop the column unless it is data"
     return (f"{', '.join(found)}: {why}",) if found else ()

@@ -159,5 +159,11 @@ def joined(blocks: Sequence[Block]) -> Block:
 
 
 def slices(block: Block, size: int = PART) -> tuple[Slice, ...]:
-    """Cut rows in memory into parts of `size` rows on every machine, so that sums over them are the same everywhere."""
+    """Cut rows in memory into even parts of at most `size` rows, so that threads have as much to do.
+
+    They are the same on every machine, and so are sums over them.
+    """
+    count = max(1, -(-len(block) // size))
+    count += count > 1 and count % 2  # pairs of parts
+    size = max(1, -(-len(block) // count))
     return tuple(Slice(block.take(slice(i, i + size)), i) for i in range(0, len(block), size))  # type: ignore[arg-type]

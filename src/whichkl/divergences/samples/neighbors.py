@@ -24,7 +24,8 @@ _MAX_TREE_DIMENSIONS = 15
 """Beyond, a tree visits nearly every leaf, and a matrix product is several times faster."""
 _MIN_DIMENSIONS_OF_LARGE_LEAVES = 6
 """From this dimension, queries scan many leaves: larger ones, laid one after another in memory, save a fifth of the time."""
-_NUMBERS_PER_BLOCK = 1 << 24
+_NUMBERS_PER_BLOCK, _MIN_ROWS_PER_BLOCK = 1 << 20, 256
+"""Distances that are computed at once, which the processor's cache holds, and rows that a product needs to be fast."""
 _MAX_ROWS_WITHOUT_TREE = 1_000
 """Among so few, all distances take little longer than a tree, whose module takes a tenth of a second to load in a first fit."""
 
@@ -32,7 +33,7 @@ _MAX_ROWS_WITHOUT_TREE = 1_000
 class Neighbors:
     """The rows among which neighbours are searched.
 
-    A tree up to 15 columns, all cores; above, distances in blocks of 128 MB, the k-th recomputed from its two rows.
+    A tree up to 15 columns, all cores; above, distances in blocks, the k-th recomputed from its two rows.
 
     Args:
         rows: (n, d), float64.
@@ -106,7 +107,7 @@ class Neighbors:
     def _blocks(self, x: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Blocks of x with their squared distances to all rows, less their own squared norms."""
         mine, wanted = torch.from_numpy(self.rows), torch.from_numpy(np.ascontiguousarray(x))
-        norms, step = mine.square().sum(1), max(1, _NUMBERS_PER_BLOCK // len(mine))
+        norms, step = mine.square().sum(1), max(_MIN_ROWS_PER_BLOCK, _NUMBERS_PER_BLOCK // len(mine))
         for block in wanted.split(step):
             yield block, torch.addmm(norms.expand(len(block), -1), block, mine.T, alpha=-2)
 

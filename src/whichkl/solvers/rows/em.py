@@ -30,6 +30,8 @@ _MAX_ROWS_OF_SAMPLE = 30_000
 """Largest number of rows on which the starts are tried; the best start then uses all rows."""
 _MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER = 8_000, 5
 """Number of rows on which the starts are tried, or rows per parameter if that is more, up to `_MAX_ROWS_OF_SAMPLE`."""
+_MIN_ROWS_OF_SEEDS, _ROWS_OF_SEEDS_PER_COMPONENT = 2_000, 200
+"""Number of rows from which the centres of starts are drawn, or rows per component if that is more."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
 _CYCLES_OF_STARTS, _CYCLES_OF_OTHERS, _CYCLES_OF_NEIGHBOURS = 7, 4, 2
@@ -108,13 +110,16 @@ class ExpectationMaximization(Solver):
         fitted = replace(rows, stride=stride)
         sample, count = thinned(fitted, _MAX_ROWS_OF_SAMPLE)
         frame = Frame.of(sample, family, rows.names)
+        if len(sample) == count:  # read once
+            fitted = Rows(frame.parts(sample, 1), rows.names, None, rows.workers, evaluations=rows.evaluations)
         sample = sample.thinned(max(_MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER * frame.parameters))
         whole = count <= len(sample)
         tolerance = self.tolerance if exact else self._tolerance(frame, count)
         first = None if self.neighbour is None else states_near(self.neighbour, frame)
         is_near = first is not None
         if first is None:
-            first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
+            some = sample.thinned(max(_MIN_ROWS_OF_SEEDS, _ROWS_OF_SEEDS_PER_COMPONENT * frame.count))
+            first = seed_states(frame.standard(some.x), some.w, self.starts, frame.count, seed, is_student=frame.is_student)
         few = Rows(frame.parts(sample, len(first.probs)), rows.names, None, rows.workers, evaluations=rows.evaluations)
         near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
         state, climbs, iterations, finalists = first, [], 0, 2 if self.moves else 1
@@ -135,7 +140,7 @@ class ExpectationMaximization(Solver):
             climbs.append(self._climb(fitted, frame, state, tolerance, work, "all rows", polish=not stride))
         held = None
         if stride:
-            held = Held(replace(fitted, held=True).gather(), frame.model(climbs[-1].best, 0))
+            held = Held(replace(rows, stride=stride, held=True).gather(), frame.model(climbs[-1].best, 0))
             if whole:
                 climbs.append(self._climb(rows, frame, climbs[-1].best, tolerance, work, "held-out rows too"))
             else:  # one step is enough: the held-out rows are a small share of all, and hardly move the optimum
@@ -247,10 +252,10 @@ class ExpectationMaximization(Solver):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             update = partial(frame.update, rows, torch.float32 if single else torch.float64)
             allowed = max(tolerance, _COARSE) if single else tolerance
-            settled = allowed * _SETTLED if climb.iterations and allowed >= _COARSE else -math.inf  # not on a quadrature rule
-            here, likelihood, state, steps = squarem_cycle(climb.state, update, climb.likelihood, settled)
+            settled = allowed * _SETTLED if allowed >= _COARSE else -math.inf  # not on a quadrature rule
+            here, likelihood, state, steps, has_settled = squarem_cycle(climb.state, update, climb.likelihood, settled)
             gain = float((likelihood - (here if steps > 1 else climb.likelihood)).max())
-            small = 2 if steps == 1 else climb.small + 1 if gain < allowed / 10 else 0
+            small = 2 if has_settled else climb.small + 1 if gain < allowed / 10 else 0
             if single and small and tolerance >= _COARSE:  # settled; one step in float64 for the last digits
                 if polish:
                     (_, state), steps = frame.update(rows, torch.float64, state), steps + 1

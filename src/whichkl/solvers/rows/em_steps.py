@@ -17,17 +17,19 @@ from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.samples import Block
 from whichkl.samples.stream import PART, Slice, slices
+from whichkl.solvers.rows.em_features import ROWS, Features, pairs_of
 from whichkl.solvers.rows.em_scales import scales_of
 from whichkl.solvers.rows.rows import Rows, Sums
 
-_ROWS_PER_PRODUCT = 4_096
-"""Number of rows in one matrix product."""
 _PRODUCTS_PER_PART = 20_000_000
 """Products of numbers per part of rows in memory in an E step, about a millisecond of work."""
 _MAX_PARTS = 4
 """Largest number of such parts."""
 _MAX_PRECISION_IN_SINGLE = 1e5
 """Largest trace of a precision times the dimension at which float32 gives log densities to a hundredth."""
+_LEAST_LOG_SHARE = -60.0
+"""Logarithm of a component's least share of a row, relative to the largest: far below rounding, and far above the subnormal
+numbers of float32, whose exponentials take eight times as long."""
 FREEDOM = (0.2, 1e3)
 """Range of the degrees of freedom; above it a Student-t can't be distinguished from a normal."""
 _FREEDOM_TOLERANCE = 1e-12
@@ -164,7 +166,7 @@ class Densities:
         forms, constant = quadratic_forms(state, diagonal=diagonal), _log_constant(state)
         if state.df is None:
             forms = -forms / 2
-            forms[:, -1] += constant.reshape(-1)
+            forms[:, 0] += constant.reshape(-1)
         df = None if state.df is None else state.df.to(dtype)[..., None]
         return cls(forms.to(dtype), constant.to(dtype)[..., None], df)
 
@@ -172,7 +174,7 @@ class Densities:
 def expectation(densities: Densities, frame: Frame, blocks: Iterator[Block]) -> Sums:
     """Take the E step over the blocks of a part: Σ w r φ(x) per component and Σ w log q per start, in float64.
 
-    φ are the products of columns, the columns and 1. The log densities and the sums are each one matrix product with these
+    φ are 1, the products of columns and the columns. The log densities and the sums are each one matrix product with these
     features, which is half the work of whitened residuals. For Student-t components r is multiplied by u = (ν + d)/(ν + δ), the
     expected precision of a row, and `spread` is Σ w r (log u − u), for the degrees of freedom.
 
@@ -181,21 +183,20 @@ def expectation(densities: Densities, frame: Frame, blocks: Iterator[Block]) -> 
     Source: Dempster, Laird & Rubin (1977); for Student-t, Liu & Rubin (1995).
     """
     forms, constant, df = densities.forms, densities.constant, densities.df
-    dtype, dim, diagonal = forms.dtype, len(frame.shift), frame.covariance == "diagonal"
+    dtype, dim = forms.dtype, len(frame.shift)
     starts, count = constant.shape[:2]
     zero = torch.zeros(starts, count, dtype=torch.float64, device="cpu")
     sums = {"likelihood": zero[:, 0].clone(), "weight": zero.new_zeros(()), "mass": zero.clone(), "spread": zero.clone()}
     sums["moments"] = zero.new_zeros(starts * count, forms.shape[1])
-    buffer = torch.empty(forms.shape[1], _ROWS_PER_PRODUCT, dtype=dtype, device="cpu")
+    space = Features(dim, dtype, diagonal=frame.covariance == "diagonal")
     for block in blocks:
-        for x, w in zip(block.x.split(_ROWS_PER_PRODUCT), block.w.split(_ROWS_PER_PRODUCT), strict=True):
-            y = frame.standard(x).T.to(dtype).contiguous()
-            features = _features(y, buffer[:, : len(x)], diagonal=diagonal)
+        for x, w in zip(block.x.split(ROWS), block.w.split(ROWS), strict=True):
+            features = space.of(frame.standard(x))
             form = (forms @ features).reshape(starts, count, -1)
             joint = form if df is None else constant - (df + dim) / 2 * torch.log1p(form.clamp(min=0) / df)
             # Log-sum-exp by hand: the shares are the very exponentials that the sum needs.
             top = joint.amax(1, keepdim=True)
-            share = (joint - top).exp_()
+            share = (joint - top).clamp_(min=_LEAST_LOG_SHARE).exp_()
             total = share.sum(1, keepdim=True)
             evidence = (top + total.log())[:, 0].to(torch.float64)
             share *= (w.to(dtype) if w.ndim == 1 else w.T.to(dtype)[:, None]) / total
@@ -215,14 +216,14 @@ def m_step(sums: Sums, state: State, floor: Float[Tensor, "d d"], covariance: st
     starts, count, dim = state.loc.shape
     diagonal = covariance == "diagonal"
     moments = sums["moments"]
-    around = moments[:, -1].clamp(min=1e-12)
-    mean = moments[:, -1 - dim : -1] / around[:, None]
-    mass = (moments[:, -1].reshape(starts, count) if state.df is None else sums["mass"]).clamp(min=1e-12)
-    second = moments[:, : -1 - dim] / around[:, None]
+    around = moments[:, 0].clamp(min=1e-12)
+    mean = moments[:, -dim:] / around[:, None]
+    mass = (moments[:, 0].reshape(starts, count) if state.df is None else sums["mass"]).clamp(min=1e-12)
+    second = moments[:, 1:-dim] / around[:, None]
     if diagonal:
         moment = torch.diag_embed(second - mean.square())
     else:
-        row, column = torch.triu_indices(dim, dim, device="cpu")
+        row, column = pairs_of(dim, diagonal=False)
         moment = torch.zeros(starts * count, dim, dim, dtype=torch.float64, device="cpu")
         moment[:, row, column] = second
         moment[:, column, row] = second
@@ -243,29 +244,13 @@ def quadratic_forms(state: State, *, diagonal: bool) -> Float[Tensor, "sk p"]:
     starts, count, dim = state.loc.shape
     loc = state.loc.reshape(-1, dim)
     cov = state.cov.reshape(-1, dim, dim)
-    if diagonal:
-        precision = 1 / cov.diagonal(dim1=-2, dim2=-1)
-        middle = precision * loc
-        return torch.cat([precision, -2 * middle, (middle * loc).sum(-1, keepdim=True)], -1)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(cov))
+    inverse = (
+        torch.diag_embed(1 / cov.diagonal(dim1=-2, dim2=-1)) if diagonal else torch.cholesky_inverse(torch.linalg.cholesky(cov))
+    )
     middle = (inverse @ loc[..., None])[..., 0]
-    row, column = torch.triu_indices(dim, dim, device="cpu")
+    row, column = pairs_of(dim, diagonal=diagonal)
     products = inverse[:, row, column] * (1 + (row != column).to(inverse.dtype))
-    return torch.cat([products, -2 * middle, (middle * loc).sum(-1, keepdim=True)], -1)
-
-
-def _features(y: Float[Tensor, "d m"], out: Float[Tensor, "p m"], *, diagonal: bool) -> Float[Tensor, "p m"]:
-    dim, at = len(y), 0
-    if diagonal:
-        torch.mul(y, y, out=out[:dim])
-        at = dim
-    else:
-        for i in range(dim):
-            torch.mul(y[i:], y[i], out=out[at : at + dim - i])
-            at += dim - i
-    out[at : at + dim] = y
-    out[-1] = 1
-    return out
+    return torch.cat([(middle * loc).sum(-1, keepdim=True), products, -2 * middle], -1)
 
 
 def _log_constant(state: State) -> Float[Tensor, "s k"]:

@@ -14,20 +14,24 @@ from whichkl.solvers.rows.em_steps import FREEDOM, State
 
 def squarem_cycle(
     state: State, update: Callable[[State], tuple[Tensor, State]], before: Float[Tensor, " s"], least: float
-) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"], State, int]:
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"], State, int, bool]:
     """Take two EM steps, a leap along their difference, and a step from there where the leap raised the likelihood.
 
-    Where the step that led here gained less than `least` over `before`, the likelihood a step ago, one step is all.
+    States have settled as soon as a step gains less than `least`. If this is the step that led here, over `before`, the
+    likelihood a step ago, one step is all; if it is the first one, two are; the second one gains no more than the leap.
 
     Returns:
-        The likelihood at the beginning, the largest likelihood that was met, the state one step after that, and the steps taken.
+        The likelihood at the beginning, the largest likelihood that was met, the state one step after that, the steps taken, and
+        whether the states have settled.
 
     Source: SQUAREM, Varadhan & Roland (2008).
     """
     here, first = update(state)
     if float((here - before).max()) < least:
-        return here, here, first, 1
+        return here, here, first, 1, True
     ahead, second = update(first)
+    if float((ahead - here).max()) < least:
+        return here, ahead, second, 2, True
     points = [_flat(one) for one in (state, first, second)]
     slope = points[1] - points[0]
     bend = points[2] - points[1] - slope
@@ -38,7 +42,8 @@ def squarem_cycle(
     safe = safe & leap.probs.isfinite().all(-1) & leap.loc.isfinite().all((-1, -2))
     there, third = update(_where(safe, leap, second))
     better = safe & (there >= ahead)
-    return here, torch.where(better, there, ahead), _where(better, third, second), 3
+    has_settled = bool((better & (there - ahead < least)).all())
+    return here, torch.where(better, there, ahead), _where(better, third, second), 3, has_settled
 
 
 def _flat(state: State) -> Float[Tensor, "s f"]:
