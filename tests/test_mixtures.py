@@ -24,9 +24,11 @@ from whichkl.families import Gaussian, Mixture, StudentT, family_from_config
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.files.journal import Journal
 from whichkl.samples import Block, Slice
+from whichkl.samples.stream import slices
 from whichkl.solvers import ExpectationMaximization
+from whichkl.solvers.rows.em_features import ROWS, Features, pairs_of
 from whichkl.solvers.rows.em_starts import merge, split, split_and_merge, states_near
-from whichkl.solvers.rows.em_steps import Frame
+from whichkl.solvers.rows.em_steps import Frame, State
 from whichkl.solvers.rows.rows import Rows
 from whichkl.solvers.work import Work
 
@@ -124,7 +126,7 @@ def test_tied_covariances_are_one():
 
 
 def test_split_and_merge_leaves_a_poor_optimum():
-    x = clouds(3_000, count=8, apart=6.0)
+    x = clouds(3_000, count=10, apart=6.0)
     losses = {moves: [solved_with(x, moves, seed) for seed in range(8)] for moves in (False, True)}
     best = min(losses[True])
     assert max(losses[True]) - best < 1e-3
@@ -459,3 +461,45 @@ def test_draws_of_a_mixture_have_its_moments_and_the_shares_of_its_components():
     logs = law.component_distribution.log_prob(x[:, None]) + law.mixture_distribution.logits
     share, p = logs.softmax(1).mean(0), law.mixture_distribution.probs
     assert bool(((share - p).abs() < 4 * (p * (1 - p) / n).sqrt()).all())
+
+
+# ---- features of an E step
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8])
+def test_features_are_one_each_product_of_columns_once_and_the_columns(dim, diagonal):
+    space, row, column = Features(dim, D, diagonal=diagonal), *pairs_of(dim, diagonal=diagonal)
+    pairs = {tuple(sorted(pair)) for pair in zip(row.tolist(), column.tolist(), strict=True)}
+    assert len(pairs) == len(row) == (dim if diagonal else dim * (dim + 1) // 2)
+    for rows in (ROWS, 5):  # a second, shorter block in the same buffer
+        y = torch.randn(rows, dim, generator=torch.Generator().manual_seed(rows), dtype=D)
+        assert torch.equal(space.of(y), torch.cat([torch.ones(1, rows, dtype=D), (y[:, row] * y[:, column]).T, y.T]))
+
+
+def test_a_component_far_from_every_row_has_no_share_of_them():
+    """Its shares would be subnormal numbers, and slow; they are far below rounding, and so is what it adds to the others."""
+    x = torch.tensor(clouds(300, count=1))
+    block = Block(x, torch.full((300,), 1 / 300, dtype=D))
+    frame = Frame.of(block, Mixture(2), ("a", "b", "c"))
+    rows = Rows(frame.parts(block, 1), ("a", "b", "c"))
+    loc = torch.stack([torch.zeros(3, dtype=D), torch.full((3,), 40.0, dtype=D)])[None]
+    near, far = (State(torch.tensor([[1 - p, p]], dtype=D), loc, torch.eye(3, dtype=D).expand(1, 2, 3, 3)) for p in (1e-9, 0.5))
+    for state in (near, far):
+        likelihood, after = frame.update(rows, D, state)
+        alone = torch.distributions.MultivariateNormal(loc[0, 0], torch.eye(3, dtype=D)).log_prob(frame.standard(x))
+        assert float(likelihood) == pytest.approx(float(alone.mean() + state.probs[0, 0].log()), abs=1e-12)
+        assert torch.allclose(after.loc[0, 0], frame.standard(x).mean(0), atol=1e-12)
+        assert float(after.probs[0, 1]) < 1e-11
+
+
+def test_parts_in_memory_are_even_and_keep_every_row():
+    for n, size, count in ((10, 4, 4), (8, 4, 2), (11, 4, 4), (3, 4, 1), (200_000, 65_536, 4)):
+        block = Block(torch.arange(n, dtype=D)[:, None], torch.ones(n, dtype=D))
+        parts = slices(block, size)
+        assert len(parts) == count and max(map(sized, parts)) - min(map(sized, parts)) < count
+        assert torch.equal(torch.cat([part.block.x for part in parts]), block.x)
+
+
+def sized(part):
+    return len(part.block)

@@ -116,10 +116,10 @@ def log_prob_of_rows(p: Any, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     inverse = torch.linalg.solve_triangular(tril, torch.eye(dim, dtype=tril.dtype, device=tril.device), upper=False)
     volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
     constant = (p.mixture_distribution.logits.log_softmax(-1) - volume)[:, None]
-    found = []
+    found, loc = [], parts.loc[..., None]
     for rows in x.split(_ROWS_PER_PRODUCT):
-        white = (rows - parts.loc[:, None]) @ inverse.mT
-        found.append(torch.logsumexp(constant - white.square().sum(-1) / 2, 0))
+        white = inverse @ (rows.T - loc)  # columns by rows: sums over columns are then several times faster
+        found.append(torch.logsumexp(constant - white.square().sum(1) / 2, 0))
     return torch.cat(found)
 
 

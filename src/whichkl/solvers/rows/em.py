@@ -34,7 +34,7 @@ _MIN_ROWS_OF_SEEDS, _ROWS_OF_SEEDS_PER_COMPONENT = 2_000, 200
 """Number of rows from which the centres of starts are drawn, or rows per component if that is more."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
-_CYCLES_OF_STARTS, _CYCLES_OF_OTHERS, _CYCLES_OF_NEIGHBOURS = 7, 4, 2
+_CYCLES_OF_STARTS, _CYCLES_OF_OTHERS, _CYCLES_OF_NEIGHBOURS = 7, 4, 1
 """Cycles after which starts are compared: those drawn from the rows, the same for a comparison with another model, and those near
 that model."""
 _ITERATIONS_OF_CYCLE, _KEPT_AFTER_CYCLES = 3, (5, 3, 3, 3)
@@ -47,7 +47,7 @@ _MAX_ROWS_OF_TOLERANCE = 10_000
 """Rows from which on these nats grow with the rows, so that EM doesn't climb for long for a gain below 0.001 nats per row."""
 _SETTLED = 1e-3
 """Share of the nats per row that may be left below which the gain of a single step ends EM: even where a step only takes a
-hundredth of what is left, less than a tenth of these nats is then left."""
+hundredth of what is left, less than a fifth of these nats is then left."""
 _COARSE = 1e-5
 """Nats per row. The tolerance on a sample, and that of float32."""
 _SECONDS_BETWEEN_ENTRIES = 2.0

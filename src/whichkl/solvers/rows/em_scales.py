@@ -16,6 +16,8 @@ from whichkl.samples import Block
 
 _FLOOR = 1e-6
 """Smallest variance of a component in any direction, relative to that of all rows in this direction."""
+_ROWS_WITH_REPEATS = 1_000
+"""Rows of which two share a value, almost surely, if most values of some ten thousand rows repeat."""
 _MIN_EIGENVALUE_RATIO = 1e-4
 """Smallest ratio of the eigenvalues of correlations at which columns are only scaled; below it they are made uncorrelated."""
 
@@ -54,9 +56,11 @@ def scales_of(
 
 def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """Return the step in which each column was recorded: its smallest gap if most values repeat, else 0."""
-    if len(x) < 2:
+    columns = x.T.cpu().numpy()
+    some = np.random.default_rng(0).choice(len(x), min(len(x), _ROWS_WITH_REPEATS), replace=False)
+    if (np.diff(np.sort(columns[:, some])) > 0).all():
         return torch.zeros_like(x[0])
-    gaps = torch.from_numpy(np.diff(np.sort(x.T.cpu().numpy())))  # NumPy sorts many times faster than torch
+    gaps = torch.from_numpy(np.diff(np.sort(columns)))  # NumPy sorts many times faster than torch
     is_new = gaps > 0
     repeats = is_new.sum(1) + 1 < x.shape[0] / 2
     return torch.where(repeats & is_new.any(1), torch.where(is_new, gaps, math.inf).amin(1), 0.0).to(x)
