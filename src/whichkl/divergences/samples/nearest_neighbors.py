@@ -40,7 +40,7 @@ from whichkl.divergences.samples.neighbors import (
     terms_of,
     whiten,
 )
-from whichkl.divergences.samples.reach import BIAS_FACTOR, raised_for_reach
+from whichkl.divergences.samples.reach import BIAS_FACTOR, doubt_of_ends, raised_for_reach
 from whichkl.targets import Target
 
 _MAX_SHARE_OF_LONELY_ROWS = 0.05
@@ -61,7 +61,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
 
     The answer isn't `reliable`
 
-    - where more than 2 sampling errors and 30 % of the value lie beyond the ends of y;
+    - where more than 2 sampling errors and 30 % of the value lie beyond the ends of y, or x goes on where y seems to end;
     - where a bias is above two sampling errors (one for that of the shape) and a tenth, or fitting noise makes up as much of the
       twin's truth;
     - where the value comes near its `cap`, or a twentieth of x lies so far from y that the balls around them aren't local (the KL
@@ -109,7 +109,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
         wrong += reasons
     shape, reasons = by_shape(a, b, estimate, value, sampling, blur, seed)
     raised, unseen, further_notes, more = raised_for_reach(a, b, sampling, value)
-    wrong += more + reasons
+    wrong += more + reasons + doubt_of_ends(a, b)
     shape, notes = math.hypot(shape, unseen), notes + further_notes
     # Whatever a part of the columns shows is a lower bound of the whole: above this end it contradicts the interval.
     wrong += hidden(a, b, value + raised + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
