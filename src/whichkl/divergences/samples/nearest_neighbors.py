@@ -18,6 +18,7 @@ from whichkl.divergences import regions
 from whichkl.divergences.draws.monte_carlo import missed
 from whichkl.divergences.estimate import NORMAL, Estimate
 from whichkl.divergences.samples.bound import hidden
+from whichkl.divergences.samples.entropy import blur, mean_log_density
 from whichkl.divergences.samples.neighbor_calibration import (
     TWIN_ROWS,
     bias_on,
@@ -34,7 +35,6 @@ from whichkl.divergences.samples.neighbors import (
     Rows,
     Variant,
     compare,
-    entropy_term,
     finite,
     many_terms,
     terms_of,
@@ -171,7 +171,7 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     method, n = f"nearest neighbours, k = {k}, one sample and a log density", len(rows)
 
     def estimate(*parts: Rows) -> float:
-        return entropy_term(parts[0][:, :-1], min(k, len(parts[0]) - 1)) - float(parts[0][:, -1].mean())
+        return mean_log_density(parts[0][:, :-1], min(k, len(parts[0]) - 1)) - float(parts[0][:, -1].mean())
 
     def checked(part: Rows) -> Rows:
         at = torch.from_numpy(part)
@@ -196,25 +196,18 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     (even,), coarse, notes, wrong = spread([rows], generator)
     table = with_log_q(even)
     few, value, twin = subsamples([table], estimate, generator), estimate(table), gaussian(table[:, :-1])
-    bias = bias_on(twin, None, n, 0, estimate, generator)
+    bias, shape = bias_on(twin, None, n, 0, estimate, generator), blur(table[:, :-1], k, generator)
     wrong += drift(value, few.error, few, bias, bias_on(twin, None, few.sizes[0], 0, estimate, generator, 25), rows.shape)
-    notes += [f"on a Gaussian fitted to these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
-    raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
     change = estimate(with_log_q(coarse[0])) - value if coarse else 0.0
-    return judged(raw, bias, value, change, n, wrong, _blur_of_entropy(table[:, :-1], k))
-
-
-def _blur_of_entropy(x: Rows, k: int) -> float:
-    """Bias of `entropy_term` by balls wider than the shape, such as across an end of the support.
-
-    It is proportional to the radius, which goes as k^(1/d): twice and four times as many neighbours, whose terms have less
-    noise, show how large it is.
-    """
-    if 4 * k >= len(x):
-        return 0.0
-    loss = entropy_term(x, 2 * k) - entropy_term(x, 4 * k)
-    step = math.log(2) / x.shape[1]
-    return BIAS_FACTOR * abs(loss) / (math.exp(2 * step) - math.exp(step))
+    notes += [f"on a Gaussian fitted to these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
+    if rows.shape[1] > 1:  # in several columns the bias is larger than its error, and much the same for all shapes of columns
+        known = bias.value * min(1.0, twin_rows(n, 0) / n) ** (1 / rows.shape[1])  # it falls with the radius of balls
+        value, shape, bias = value - known, math.hypot(shape, bias.error, (BIAS_FACTOR - 1) * known), bias._replace(value=0.0)
+        notes[-1] += ", which is subtracted"
+        if abs(known) > max(2 * few.error, abs(value)):
+            wrong += [f"the bias on a Gaussian fitted to these samples, {known:+.2g}, is larger than the value"]
+    raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
+    return judged(raw, bias, value, change, n, wrong, shape)
 
 
 def _blurred(
