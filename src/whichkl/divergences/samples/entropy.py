@@ -15,11 +15,12 @@ from whichkl.divergences.samples.reach import BIAS_FACTOR
 _ROOT_OF_ROWS = 10
 """√n from which twice k neighbours are used in one column of several, three times k from 2.5 times as large a √n, and so on."""
 _DRAWS = 5
+"""Gaussian draws that show what wide balls lose without a shape, and how noisy that is."""
 _MAX_ROWS_OF_BLUR = 10_000
 
 
 def mean_log_density(x: Rows, k: int) -> float:
-    """E_p[log p] of rows with uncorrelated columns: that of each column, and what their dependence adds.
+    """E_p[log p] of rows: that of each column, and what their dependence adds.
 
     By Sklar (1959) log p(x) is Σⱼ log pⱼ(xⱼ) plus the log density of the ranks. In several columns, balls that hold k rows are so
     wide that skew, tails and ends of supports bias what neighbours show. One column has narrow balls, and normal scores have

@@ -158,8 +158,10 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     """KL(p‖q) in nats from samples x ~ p, (n, d), and a normalised log density of q; ∞ where a row has log q = −∞.
 
     mean[ψ(k) − ψ(n) − log V_d − d log ρ_k(x) − log q(x)], ρ_k the distance to the k-th other row and V_d the volume of the
-    unit ball. `log_q` gets a float64 tensor (n, d) and returns (n,), normalised, natural log; the rest is as in
-    `two_sample_kl`, the bias that of p's entropy.
+    unit ball. In several columns the entropy is that of each column and of their dependence (`mean_log_density`), and the bias
+    on a Gaussian fitted to the rows is subtracted; half of it, and what wide balls hide (`blur`), widen the interval. Where the
+    bias is larger than the value, the answer isn't `reliable`. `log_q` gets a float64 tensor (n, d) and returns (n,), normalised,
+    natural log; the rest is as in `two_sample_kl`, the bias that of p's entropy.
 
     Source: Pérez-Cruz (2008), eq. 18, with ψ(n) in place of log(n − 1).
 
