@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 
 from whichkl.divergences.samples.neighbors import Radii, Rows
 
@@ -32,8 +33,8 @@ _SHAPE_ERRORS = 1.0
 """Standard errors by which Pareto's shape is raised: what is missed is convex in it."""
 _MIN_ROWS_BEYOND_END = 2
 """Rows beyond the end of the other sample from which a KL may be infinite: one may lie there by an error of the end."""
-_MAX_ERRORS_OF_GAUSSIAN_SHAPE = 2.0
-"""Standard errors by which the skewness or kurtosis of a column that looks Gaussian may differ from a Gaussian's."""
+_CHANCE_OF_GAUSSIAN_SHAPE = 0.05
+"""Chance that any of several Gaussian columns has a skewness, or a kurtosis, too far from a Gaussian's to look like one."""
 _MAX_SHAPE, _MAX_POWER = 0.9, 50.0
 _RANKS = (np.arange(400) + 0.5) / 400
 
@@ -90,7 +91,8 @@ def doubt_of_ends(x: Rows, y: Rows) -> list[str]:
     """
     if min(len(x), len(y)) < _MIN_ROWS:
         return []
-    columns = [(a, b) for a, b in zip(x.T, y.T, strict=True) if not looks_gaussian(b[:, None], _MAX_ERRORS_OF_GAUSSIAN_SHAPE)]
+    errors = -float(scipy.special.ndtri(_CHANCE_OF_GAUSSIAN_SHAPE / (2 * x.shape[1])))
+    columns = [(a, b) for a, b in zip(x.T, y.T, strict=True) if not looks_gaussian(b[:, None], errors)]
     beyond = max((_rows_beyond_end(sign * a, sign * b) for a, b in columns for sign in (1.0, -1.0)), default=0)
     if beyond < _MIN_ROWS_BEYOND_END:
         return []
