@@ -11,8 +11,9 @@ from scipy.special import digamma, gammaln
 
 from whichkl import Target
 from whichkl._checks import InputError, TargetError
+from whichkl.divergences.samples.entropy import mean_log_density
 from whichkl.divergences.samples.nearest_neighbors import one_sample_kl, two_sample_kl
-from whichkl.divergences.samples.neighbors import point_estimate
+from whichkl.divergences.samples.neighbors import Neighbors, entropy_term, point_estimate
 
 GRAMMAR = re.compile(r"^Cannot [^:]+: .+\. [A-Z].+\.$", re.DOTALL)
 
@@ -102,6 +103,28 @@ def test_affine_maps_change_nothing():
     moved = [one @ root.T + [1e4, -3, 0] for one in (x, y)]
     for variant in ("plain", "bias_reduced"):
         assert point_estimate(*moved, 5, variant) == pytest.approx(point_estimate(x, y, 5, variant), abs=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(7, 6), (50, 1), (400, 5), (400, 60)])
+def test_entropy_on_a_line_is_that_of_a_tree(rows, k):
+    x = np.random.default_rng(rows).standard_t(2, size=(rows, 1))
+    rho = Neighbors(x).distance(x, k + 1)
+    assert entropy_term(x, k) == pytest.approx(digamma(k) - digamma(rows) - math.log(2) - np.log(rho).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("law", ["exponential", "uniform", "laplace", "normal"])
+def test_independent_columns_have_the_entropy_of_their_laws(law):
+    """Neighbours of all five columns at once are off by 0.05 to 0.6."""
+    exact = {"exponential": -1.0, "uniform": 0.0, "laplace": -1 - math.log(2), "normal": -(1 + math.log(2 * math.pi)) / 2}[law]
+    rng = np.random.default_rng(0)
+    normal = mean_log_density(rng.normal(size=(2_000, 5)), 5) + 5 * (1 + math.log(2 * math.pi)) / 2
+    found = mean_log_density(getattr(rng, law)(size=(2_000, 5)), 5) - normal
+    assert abs(found - 5 * exact) < 0.15
+
+
+def test_one_sample_in_five_dimensions_is_answered():
+    found = [one_sample_kl(pair(2_000, 5, seed)[0], log_normal, seed=seed) for seed in range(4)]
+    assert all(one.reliable and abs(one.value - truth(5)) < min(0.1, 3 * one.stderr) for one in found)
 
 
 # ---- honest

@@ -9,7 +9,7 @@ from scipy import stats
 import whichkl as wk
 from whichkl.divergences.samples.entangled import total_correlation
 from whichkl.divergences.samples.neighbors import point_estimate
-from whichkl.divergences.samples.reach import beyond_reach
+from whichkl.divergences.samples.reach import beyond_reach, doubt_of_ends
 
 ROWS, SEEDS = 500, 12
 ALIKE = {
@@ -30,6 +30,14 @@ BEYOND = {  # with the truth
     "skew normal, turned": (stats.norm(0.7, 0.8), stats.skewnorm(4), 0.4470),
     "N(0, 2) | normal": (stats.norm(0, 2), stats.norm(), 0.8069),
 }
+ENDING = {  # the density of the second ends where rows of the first go on: the divergence is infinite
+    "normal | gamma(4)": (stats.norm(4, 2), stats.gamma(4)),
+    "normal | lognormal": (stats.norm(1.13, 0.6), stats.lognorm(0.5)),
+    "logistic | Weibull(2)": (stats.logistic(0.886, 0.255), stats.weibull_min(2)),
+    "t5 | uniform": (stats.t(5), stats.uniform(-2.5, 5)),
+    "normal | exponential": (stats.norm(1), stats.expon()),
+}
+NOT_ENDING = ALIKE | {"N(0, 2) | normal": (stats.norm(0, 2), stats.norm()), "t5 | laplace": (stats.t(5), stats.laplace())}
 
 
 def samples(p, q, seed, rows=ROWS):
@@ -59,6 +67,29 @@ def test_what_lies_beyond_an_end_of_a_support_is_covered_or_unreliable(power):
     for seed in range(4):
         found = wk.estimate(p=samples(stats.uniform(), stats.uniform(), seed)[0], q=stats.beta(power, 1).rvs((ROWS, 1), seed))
         assert not found.reliable or found.interval[0] <= truth <= found.interval[1]
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_rows_beyond_an_end_of_the_other_sample_make_an_answer_doubtful(name):
+    found = [bool(doubt_of_ends(*samples(*ENDING[name], seed))) for seed in range(40)]
+    assert np.mean(found) >= 0.7
+
+
+@pytest.mark.parametrize("name", NOT_ENDING)
+def test_tails_without_an_end_are_seldom_doubtful(name):
+    found = [bool(doubt_of_ends(*samples(*NOT_ENDING[name], seed))) for seed in range(40)]
+    assert np.mean(found) <= 0.15
+
+
+@pytest.mark.parametrize(
+    "kind, way", [("forward_kl", "knn"), ("jeffreys", "knn"), ("forward_kl", "classifier"), ("chi_squared", None)]
+)
+def test_an_infinite_divergence_is_not_answered_with_confidence(kind, way):
+    x, y = samples(*ENDING["t5 | uniform"], 1)
+    found = wk.estimate(p=x, q=y, divergence=kind, method=way)
+    assert not found.reliable and any("support seems to end" in note for note in found.notes)
+    bounded = wk.estimate(p=x, q=y, divergence="jensen_shannon", method="classifier")
+    assert not any("support seems to end" in note for note in bounded.notes)
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def cosines(z: Tensor, generator: torch.Generator, axes: int = 0) -> Tensor:
 
     The first `axes` of them run along one column each, column after column, the others in random directions.
     """
-    score = _normal_scores(z)
+    score = normal_scores(z)
     aim = torch.randn(z.shape[1], _COSINES, generator=generator, dtype=z.dtype, device="cpu")
     aim[:, :axes] = torch.eye(z.shape[1], dtype=z.dtype, device="cpu")[:, torch.arange(axes, device="cpu") % z.shape[1]]
     length, phase = torch.rand(2, _COSINES, generator=generator, dtype=z.dtype, device="cpu")
@@ -90,19 +90,19 @@ def finer_features(z: Tensor, generator: torch.Generator) -> Tensor:
     if dim > _MAX_COLUMNS_OF_FINER_FEATURES:
         return cosines(z, generator)
     z = torch.where(z.pow(3).mean(0) < 0, -z, z)  # a column that is turned round has the same features
-    score = _normal_scores(z)
+    score = normal_scores(z)
     bends = (score.square()[:, :, None] * score[:, None, :]).flatten(1)[
         :, ~torch.eye(dim, dtype=torch.bool, device=z.device).flatten()
     ]
     if dim > 1:
         root = torch.linalg.cholesky(z.T.cov() + 1e-9 * torch.eye(dim, dtype=z.dtype, device=z.device))
         distance = torch.linalg.solve_triangular(root, (z - z.mean(0)).T, upper=False).norm(dim=0)[:, None]
-        z, score = torch.cat([z, distance], 1), torch.cat([score, _normal_scores(distance)], 1)
+        z, score = torch.cat([z, distance], 1), torch.cat([score, normal_scores(distance)], 1)
     shapes = [score, score.square(), z.abs(), cosines(z, generator, _COSINES // 2)]
     return torch.cat([*shapes, bends] if dim <= _MAX_COLUMNS_OF_BENDS else shapes, 1)
 
 
-def _normal_scores(z: Tensor) -> Tensor:
+def normal_scores(z: Tensor) -> Tensor:
     """Quantiles of N(0, 1) at the ranks of the rows, column by column."""
     scores: Tensor = torch.special.ndtri((z.argsort(0).argsort(0).to(z.dtype) + 0.5) / len(z))
     return scores

@@ -18,6 +18,7 @@ from whichkl.divergences import regions
 from whichkl.divergences.draws.monte_carlo import missed
 from whichkl.divergences.estimate import NORMAL, Estimate
 from whichkl.divergences.samples.bound import hidden
+from whichkl.divergences.samples.entropy import blur, mean_log_density
 from whichkl.divergences.samples.neighbor_calibration import (
     TWIN_ROWS,
     bias_on,
@@ -34,13 +35,12 @@ from whichkl.divergences.samples.neighbors import (
     Rows,
     Variant,
     compare,
-    entropy_term,
     finite,
     many_terms,
     terms_of,
     whiten,
 )
-from whichkl.divergences.samples.reach import BIAS_FACTOR, raised_for_reach
+from whichkl.divergences.samples.reach import BIAS_FACTOR, doubt_of_ends, raised_for_reach
 from whichkl.targets import Target
 
 _MAX_SHARE_OF_LONELY_ROWS = 0.05
@@ -61,7 +61,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
 
     The answer isn't `reliable`
 
-    - where more than 2 sampling errors and 30 % of the value lie beyond the ends of y;
+    - where more than 2 sampling errors and 30 % of the value lie beyond the ends of y, or x goes on where y seems to end;
     - where a bias is above two sampling errors (one for that of the shape) and a tenth, or fitting noise makes up as much of the
       twin's truth;
     - where the value comes near its `cap`, or a twentieth of x lies so far from y that the balls around them aren't local (the KL
@@ -109,7 +109,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
         wrong += reasons
     shape, reasons = by_shape(a, b, estimate, value, sampling, blur, seed)
     raised, unseen, further_notes, more = raised_for_reach(a, b, sampling, value)
-    wrong += more + reasons
+    wrong += more + reasons + doubt_of_ends(a, b)
     shape, notes = math.hypot(shape, unseen), notes + further_notes
     # Whatever a part of the columns shows is a lower bound of the whole: above this end it contradicts the interval.
     wrong += hidden(a, b, value + raised + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
@@ -158,8 +158,10 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     """KL(p‖q) in nats from samples x ~ p, (n, d), and a normalised log density of q; ∞ where a row has log q = −∞.
 
     mean[ψ(k) − ψ(n) − log V_d − d log ρ_k(x) − log q(x)], ρ_k the distance to the k-th other row and V_d the volume of the
-    unit ball. `log_q` gets a float64 tensor (n, d) and returns (n,), normalised, natural log; the rest is as in
-    `two_sample_kl`, the bias that of p's entropy.
+    unit ball. In several columns the entropy is that of each column and of their dependence (`mean_log_density`), and the bias
+    on a Gaussian fitted to the rows is subtracted; half of it, and what wide balls hide (`blur`), widen the interval. Where the
+    bias is larger than the value, the answer isn't `reliable`. `log_q` gets a float64 tensor (n, d) and returns (n,), normalised,
+    natural log; the rest is as in `two_sample_kl`, the bias that of p's entropy.
 
     Source: Pérez-Cruz (2008), eq. 18, with ψ(n) in place of log(n − 1).
 
@@ -171,7 +173,7 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     method, n = f"nearest neighbours, k = {k}, one sample and a log density", len(rows)
 
     def estimate(*parts: Rows) -> float:
-        return entropy_term(parts[0][:, :-1], min(k, len(parts[0]) - 1)) - float(parts[0][:, -1].mean())
+        return mean_log_density(parts[0][:, :-1], min(k, len(parts[0]) - 1)) - float(parts[0][:, -1].mean())
 
     def checked(part: Rows) -> Rows:
         at = torch.from_numpy(part)
@@ -196,25 +198,18 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     (even,), coarse, notes, wrong = spread([rows], generator)
     table = with_log_q(even)
     few, value, twin = subsamples([table], estimate, generator), estimate(table), gaussian(table[:, :-1])
-    bias = bias_on(twin, None, n, 0, estimate, generator)
+    bias, shape = bias_on(twin, None, n, 0, estimate, generator), blur(table[:, :-1], k, generator)
     wrong += drift(value, few.error, few, bias, bias_on(twin, None, few.sizes[0], 0, estimate, generator, 25), rows.shape)
-    notes += [f"on a Gaussian fitted to these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
-    raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
     change = estimate(with_log_q(coarse[0])) - value if coarse else 0.0
-    return judged(raw, bias, value, change, n, wrong, _blur_of_entropy(table[:, :-1], k))
-
-
-def _blur_of_entropy(x: Rows, k: int) -> float:
-    """Bias of `entropy_term` by balls wider than the shape, such as across an end of the support.
-
-    It is proportional to the radius, which goes as k^(1/d): twice and four times as many neighbours, whose terms have less
-    noise, show how large it is.
-    """
-    if 4 * k >= len(x):
-        return 0.0
-    loss = entropy_term(x, 2 * k) - entropy_term(x, 4 * k)
-    step = math.log(2) / x.shape[1]
-    return BIAS_FACTOR * abs(loss) / (math.exp(2 * step) - math.exp(step))
+    notes += [f"on a Gaussian fitted to these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
+    if rows.shape[1] > 1:  # in several columns the bias is larger than its error, and much the same for all shapes of columns
+        known = bias.value * min(1.0, twin_rows(n, 0) / n) ** (1 / rows.shape[1])  # it falls with the radius of balls
+        value, shape, bias = value - known, math.hypot(shape, bias.error, (BIAS_FACTOR - 1) * known), bias._replace(value=0.0)
+        notes[-1] += ", which is subtracted"
+        if abs(known) > max(2 * few.error, abs(value)):
+            wrong += [f"the bias on a Gaussian fitted to these samples, {known:+.2g}, is larger than the value"]
+    raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
+    return judged(raw, bias, value, change, n, wrong, shape)
 
 
 def _blurred(

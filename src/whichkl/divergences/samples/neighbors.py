@@ -195,9 +195,26 @@ def entropy_term(x: Rows, k: int) -> float:
     """E_p[log p] by neighbours. Source: Kozachenko & Leonenko (1987)."""
     n, dim = x.shape
     all_x = Neighbors(x)
-    rho = all_x.distance(x[all_x.order], k + 1)
+    rho = all_x.distance(x[all_x.order], k + 1) if dim > 1 else _radii_on_a_line(x[:, 0], k)
     ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
     return float(scipy.special.digamma(k) - scipy.special.digamma(n) - ball - dim * np.log(np.maximum(rho, _least(rho))).mean())
+
+
+def _radii_on_a_line(x: Float[np.ndarray, " n"], k: int) -> Radii:
+    """Distance from each value to the k-th nearest other one, sorted by value; bisection takes log k steps, a tree k."""
+    x, n = np.sort(x), len(x)
+    here = np.arange(n)
+    # The k nearest and the value itself are neighbours in the order, from `first` on: as this moves up, they reach less far down
+    # and further up.
+    lowest = np.maximum(here - k, 0)
+    first, last = lowest, np.minimum(here, n - 1 - k)
+    while (first < last).any():
+        middle = (first + last) // 2
+        up = (x - x[middle] > x[middle + k] - x) & (first < last)
+        first, last = np.where(up, middle + 1, first), np.where(up, last, middle)
+    below = np.maximum(first - 1, lowest)
+    radii: Radii = np.minimum(*(np.maximum(x - x[at], x[at + k] - x) for at in (first, below)))
+    return radii
 
 
 def _least(radii: Radii) -> float:

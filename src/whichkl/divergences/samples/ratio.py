@@ -28,8 +28,15 @@ from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.entangled import doubt_of_curves
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, mean_with_error, median_with_error
 from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
-from whichkl.divergences.samples.neighbors import Neighbors
-from whichkl.divergences.samples.reach import BIAS_FACTOR, MAX_ERRORS_BEYOND_REACH, MAX_SHARE_BEYOND_REACH, beyond_reach
+from whichkl.divergences.samples.neighbors import Neighbors, Rows
+from whichkl.divergences.samples.reach import (
+    BIAS_FACTOR,
+    MAX_ERRORS_BEYOND_REACH,
+    MAX_SHARE_BEYOND_REACH,
+    beyond_reach,
+    doubt_of_ends,
+    looks_gaussian,
+)
 from whichkl.divergences.samples.shape_twins import BetterFit, Pooled
 from whichkl.importance import khat_limit, pareto_smooth
 
@@ -39,8 +46,6 @@ _MAX_SHARE_OF_SUBTRACTED_BIAS = 1.0
 """Share of the divergence up to which a bias may be subtracted: more, and held-out rows show nothing of it."""
 _MAX_MEAN_RATIO = 20.0
 """Mean of p/q over rows of q above which ℓ is wrong: the true ratio's mean exceeds it with a chance of at most 1/20 (Markov)."""
-_MAX_ERRORS_OF_SHAPE = 4.0
-"""Standard errors by which the skewness or kurtosis of rows that look Gaussian may differ from a Gaussian's."""
 _MAX_SHARE_OF_FINER_FEATURES = 1 / 3
 """Share of the value that finer features may add where products are left out, which other shapes may need as much."""
 _MAX_ROWS_OF_FINER_FEATURES = 15_000
@@ -78,7 +83,8 @@ def classifier_divergence(
 
     - a bias exceeds 2 standard errors and 10 %, or with finer features the value itself;
     - E_q[p/q] or E_p[q/p] isn't 1, or ℓ doesn't fit (`_misfit`);
-    - more than 2 errors and 30 % lie beyond reach, or finer features add more than a third where products are left out;
+    - more than 2 errors and 30 % lie beyond reach, or one sample goes on where the other ends (`doubt_of_ends`);
+    - finer features add more than a third where products are left out;
     - the terms have a heavy tail, one side has fewer than 50 rows, or rows lie near a curve (`doubt_of_curves`).
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
@@ -112,7 +118,7 @@ def _with_error(kind: IntegralDivergence, sample: Pooled, fit: BetterFit, seed: 
     bias, bias_error, as_gaussian = _on_twins(kind, sample, log_ratio if fine else None, dealt, levels)
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the rows look like those of Gaussians.
-    unseen = max(0.0, _unseen(kind, sample) - (as_gaussian if _look_gaussian(z[:n]) and _look_gaussian(z[n:]) else 0.0))
+    unseen = max(0.0, _unseen(kind, sample) - as_gaussian * all(looks_gaussian(one.cpu().numpy()) for one in (z[:n], z[n:])))
     unshown = math.hypot(unseen, _unnoticed(kind, n, log_ratio, _UNNOTICED_GAIN + lost))
     # In several columns, where these features show much that no quadratic has, others may show more.
     added = 0.0 if coarse is None or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
@@ -123,7 +129,8 @@ def _with_error(kind: IntegralDivergence, sample: Pooled, fit: BetterFit, seed: 
     large = [not abs(one) <= max(2 * stderr, 2 * error, share * abs(value)) for one, error in biases]
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
-    wrong = _misfit(sample, log_ratio) + _out_of_reach(unseen, stderr, value) + doubt_of_curves(z[:n], z[n:])
+    ends = [doubt for _, *pair in _directions(kind, sample) for doubt in doubt_of_ends(*pair)]
+    wrong = _misfit(sample, log_ratio) + _out_of_reach(unseen, stderr, value) + ends + doubt_of_curves(z[:n], z[n:])
     if added > _MAX_SHARE_OF_FINER_FEATURES * abs(value) and not sample.full:
         wrong.append(f"without products, finer features add {added:.2g} to a quadratic ℓ, and others may add more")
     khat = max(_khat(one) for one in terms) if not kind.bounded else None
@@ -163,21 +170,14 @@ def _tail(terms: list[Tensor], khat: float | None, rows: int) -> list[str]:
 
 def _unseen(kind: IntegralDivergence, sample: Pooled) -> float:
     """What of the divergence may lie beyond the ends of a sample; 0 for bounded ones, which no tail can raise by much."""
-    if kind.bounded:
-        return 0.0
+    return sum(weight * beyond_reach(*pair) for weight, *pair in _directions(kind, sample))
+
+
+def _directions(kind: IntegralDivergence, sample: Pooled) -> list[tuple[float, Rows, Rows]]:
+    """The rows that go on and the rows that they may leave, with the weight of this KL; none for bounded divergences."""
     x, y = (part.cpu().numpy() for part in (sample.z[: sample.n], sample.z[sample.n :]))
-    forward, reverse = kind.kl_weights if isinstance(kind, WeightedKLs) else (1.0, 0.0)
-    return sum(weight * beyond_reach(*pair) for weight, pair in ((forward, (x, y)), (reverse, (y, x))) if weight)
-
-
-def _look_gaussian(rows: Float[Tensor, "n d"]) -> bool:
-    """Whether no column's skewness or kurtosis is far from a Gaussian's, by its standard error."""
-    standard = (rows - rows.mean(0)) / rows.std(0)
-    for power, center, spread in ((3, 0.0, 6.0), (4, 3.0, 24.0)):
-        errors = (standard.pow(power).mean(0) - center) / math.sqrt(spread / len(rows))
-        if bool((errors.abs() > _MAX_ERRORS_OF_SHAPE).any()):
-            return False
-    return True
+    forward, reverse = kind.kl_weights if isinstance(kind, WeightedKLs) else (float(not kind.bounded), 0.0)
+    return [(weight, *pair) for weight, pair in ((forward, (x, y)), (reverse, (y, x))) if weight]
 
 
 def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:

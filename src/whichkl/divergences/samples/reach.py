@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 
 from whichkl.divergences.samples.neighbors import Radii, Rows
 
@@ -30,6 +31,10 @@ _MAX_TAIL_ROWS = 60
 """Largest number of rows of x to whose excesses a generalised Pareto distribution is fitted, where the end lies beyond them."""
 _SHAPE_ERRORS = 1.0
 """Standard errors by which Pareto's shape is raised: what is missed is convex in it."""
+_MIN_ROWS_BEYOND_END = 2
+"""Rows beyond the end of the other sample from which a KL may be infinite: one may lie there by an error of the end."""
+_CHANCE_OF_GAUSSIAN_SHAPE = 0.05
+"""Chance that any of several Gaussian columns has a skewness, or a kurtosis, too far from a Gaussian's to look like one."""
 _MAX_SHAPE, _MAX_POWER = 0.9, 50.0
 _RANKS = (np.arange(400) + 0.5) / 400
 
@@ -70,6 +75,43 @@ def raised_for_reach(x: Rows, y: Rows, sampling: float, value: float) -> tuple[f
         return 0.0, unseen, [], wrong
     notes = [f"the value was raised by {raised:.2g} ± {unseen:.2g} for what lies beyond the outermost rows of the other sample"]
     return raised, unseen, notes if raised > _MIN_NOTED_ERRORS * sampling else [], []
+
+
+def doubt_of_ends(x: Rows, y: Rows) -> list[str]:
+    """Say that x goes on where y's support seems to end, so that KL(p‖q) may be infinite; nothing if it doesn't.
+
+    A generalised Pareto distribution of negative shape has an end. Fitted to the outermost rows of a column of y, with its shape
+    raised by a standard error, it's the end of y's support, or a tail so steep that it can't be distinguished from an end. A
+    column that looks Gaussian has no end.
+
+    >>> half = -np.log((np.arange(1000) + 0.5) / 1000)
+    >>> y = np.concatenate([half, -half])[:, None]  # quantiles of a Laplace law
+    >>> doubt_of_ends(2 * y, y), bool(doubt_of_ends(y, np.linspace(-3, 3, 500)[:, None]))
+    ([], True)
+    """
+    if min(len(x), len(y)) < _MIN_ROWS:
+        return []
+    errors = -float(scipy.special.ndtri(_CHANCE_OF_GAUSSIAN_SHAPE / (2 * x.shape[1])))
+    columns = [(a, b) for a, b in zip(x.T, y.T, strict=True) if not looks_gaussian(b[:, None], errors)]
+    beyond = max((_rows_beyond_end(sign * a, sign * b) for a, b in columns for sign in (1.0, -1.0)), default=0)
+    if beyond < _MIN_ROWS_BEYOND_END:
+        return []
+    return [f"{beyond:,} rows of a sample lie beyond where the other's support seems to end: the divergence may be infinite"]
+
+
+def looks_gaussian(x: Rows, errors: float = 4.0) -> bool:
+    """Whether no column's skewness or kurtosis differs from a Gaussian's by more than this many standard errors."""
+    standard = (x - x.mean(0)) / x.std(0, ddof=1)
+    moments = ((standard**3).mean(0), 6.0), ((standard**4).mean(0) - 3, 24.0)
+    return not any((np.abs(moment) > errors * math.sqrt(spread / len(x))).any() for moment, spread in moments)
+
+
+def _rows_beyond_end(x: Radii, y: Radii) -> int:
+    """The number of rows of x beyond the upper end that the outermost rows of y suggest; 0 where they suggest none."""
+    ordered, rows = np.sort(y), min(_MAX_TAIL_ROWS, len(y) // 8)
+    threshold = float(ordered[-rows - 1])
+    shape, scale = _pareto(ordered[-rows:] - threshold) or (0.0, 0.0)
+    return int((x > max(threshold - scale / shape, ordered[-1])).sum()) if shape < 0 else 0
 
 
 def distances(x: Rows, y: Rows) -> tuple[Radii, Radii]:
@@ -121,14 +163,22 @@ def _tail(x: Radii, end: float) -> tuple[float, float, float]:
     if rows >= len(x):
         return 0.0, 0.0, 0.0
     threshold = min(float(ordered[-rows - 1]), end)
-    excess = ordered[-rows:] - threshold
-    mean, weighted = float(excess.mean()), float((excess * np.arange(rows - 1, -1, -1)).mean()) / (rows - 1)
-    if mean <= 2 * weighted:
+    fitted = _pareto(ordered[-rows:] - threshold)
+    if fitted is None:
         return 0.0, 0.0, 0.0
-    shape, scale = 2 - mean / (mean - 2 * weighted), 2 * mean * weighted / (mean - 2 * weighted)
-    shape = min(shape + _SHAPE_ERRORS * (1 + max(shape, 0.0)) / math.sqrt(rows), _MAX_SHAPE)
+    shape, scale = fitted
     reached = 1 + shape * (end - threshold) / scale
     if reached <= 0:
         return 0.0, 0.0, 0.0
     beyond = reached ** (-1 / shape) if abs(shape) > 1e-9 else math.exp(-(end - threshold) / scale)
     return rows / len(x) * beyond, shape, scale + shape * (end - threshold)
+
+
+def _pareto(excess: Radii) -> tuple[float, float] | None:
+    """Shape, raised by its error, and scale of the generalised Pareto distribution of sorted excesses; None where none fits."""
+    rows = len(excess)
+    mean, weighted = float(excess.mean()), float((excess * np.arange(rows - 1, -1, -1)).mean()) / (rows - 1)
+    if mean <= 2 * weighted:
+        return None
+    shape, scale = 2 - mean / (mean - 2 * weighted), 2 * mean * weighted / (mean - 2 * weighted)
+    return min(shape + _SHAPE_ERRORS * (1 + max(shape, 0.0)) / math.sqrt(rows), _MAX_SHAPE), scale
