@@ -47,7 +47,7 @@ _MAX_ROWS_OF_TOLERANCE = 10_000
 """Rows from which on these nats grow with the rows, so that EM doesn't climb for long for a gain below 0.001 nats per row."""
 _SETTLED = 1e-3
 """Share of the nats per row that may be left below which the gain of a single step ends EM: even where a step only takes a
-hundredth of what is left, less than a fifth of these nats is then left."""
+hundredth of what is left, less than a tenth of these nats is then left."""
 _COARSE = 1e-5
 """Nats per row. The tolerance on a sample, and that of float32."""
 _SECONDS_BETWEEN_ENTRIES = 2.0

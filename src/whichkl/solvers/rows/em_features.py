@@ -35,7 +35,8 @@ class Features:
         """Products of columns that are half a circle apart: the pairs after these are the same."""
         self.count = 1 + dim * self.shifts + self.halves + dim
         self._again = 0 if diagonal else dim // 2
-        self._buffer = torch.ones(self.count + self._again, ROWS, dtype=dtype, device="cpu")
+        self._buffer = torch.empty(self.count + self._again, ROWS, dtype=dtype, device="cpu")
+        self._buffer[0] = 1
 
     def of(self, y: Float[Tensor, "m d"]) -> Float[Tensor, "p m"]:
         """Return the features of rows; the next call overwrites them."""

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from whichkl.solvers.rows.em_steps import FREEDOM, State
 
+_LIKE_A_STEP = 1.1
+"""Length of a leap up to which it ends about where two EM steps do; with the length 1 it's these two steps."""
+
 
 def squarem_cycle(
     state: State, update: Callable[[State], tuple[Tensor, State]], before: Float[Tensor, " s"], least: float
@@ -18,7 +21,8 @@ def squarem_cycle(
     """Take two EM steps, a leap along their difference, and a step from there where the leap raised the likelihood.
 
     States have settled as soon as a step gains less than `least`. If this is the step that led here, over `before`, the
-    likelihood a step ago, one step is all; if it is the first one, two are; the second one gains no more than the leap.
+    likelihood a step ago, one step is all; if it is the first one, two are. A leap that is hardly longer than the second step
+    stands for it.
 
     Returns:
         The likelihood at the beginning, the largest likelihood that was met, the state one step after that, the steps taken, and
@@ -42,7 +46,7 @@ def squarem_cycle(
     safe = safe & leap.probs.isfinite().all(-1) & leap.loc.isfinite().all((-1, -2))
     there, third = update(_where(safe, leap, second))
     better = safe & (there >= ahead)
-    has_settled = bool((better & (there - ahead < least)).all())
+    has_settled = bool((better & (length[:, 0] < _LIKE_A_STEP) & (there - ahead < least)).all())
     return here, torch.where(better, there, ahead), _where(better, third, second), 3, has_settled
 
 
