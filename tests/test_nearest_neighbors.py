@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import digamma, gammaln
+from torch.distributions import Exponential, Laplace, Normal
 
+import whichkl as wk
 from whichkl import Target
 from whichkl._checks import InputError, TargetError
 from whichkl.divergences.samples.entropy import mean_log_density
@@ -315,3 +317,21 @@ def test_rounded_rows_at_an_end_of_the_support_are_not_spread_beyond_it():
     estimate = one_sample_kl(x, lambda rows: Target.of(q).log_prob(rows))
     assert math.isfinite(estimate.value) and abs(estimate.value) < 4 * estimate.stderr
     assert "values were spread evenly within their steps, 0.01" in " ".join(estimate.notes)
+
+
+HEAVY = {
+    "t₂": (lambda g: g.standard_t(2, 2_000), Normal(0.0, 1.0)),
+    "Cauchy": (lambda g: g.standard_cauchy(2_000), Laplace(0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_one_sample_with_a_heavy_tail_of_log_q_is_not_reliable(name):
+    draw, law = HEAVY[name]
+    answers = [wk.estimate(p=draw(np.random.default_rng(seed)), q=law) for seed in range(6)]
+    assert sum(one.reliable for one in answers) <= 1  # a tail can look light by chance
+    assert all(one.reliable or "heavy tail" in one.notes[0] for one in answers)
+
+
+def test_one_sample_with_a_light_tail_of_log_q_is_reliable():
+    assert wk.estimate(p=np.random.default_rng(0).gamma(3, size=2_000), q=Exponential(0.3)).reliable

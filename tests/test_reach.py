@@ -127,3 +127,9 @@ def test_columns_that_a_gaussian_or_their_margins_explain_are_not_entangled():
     angle = rng.uniform(0, 2 * math.pi, 500)
     ring = np.column_stack([np.cos(angle), np.sin(angle)]) + 0.05 * rng.normal(size=(500, 2))
     assert total_correlation(ring) > 1
+
+
+@pytest.mark.parametrize(("columns", "step"), [(2, 0.1), (2, 0.5), (4, 0.1)])
+def test_rounded_columns_are_not_entangled(columns, step):
+    x = np.random.default_rng(0).normal(size=(1_000, columns))
+    assert total_correlation(np.round(x / step) * step) < 0.25

@@ -182,6 +182,11 @@ def doubt_of_mean(khat: float) -> str:
     return f"these draws don't show that its {'mean' if khat >= 1 else 'variance'} is finite, and the value may be far too small"
 
 
+def doubt_of_log_ratio(khat: float) -> str:
+    """Say the same of a log ratio."""
+    return f"the log ratio has a heavy tail (k̂ = {khat:.2f}): {doubt_of_mean(khat)}"
+
+
 def doubt_of_weights(weights: Float[Tensor, " n"]) -> str | None:
     """Say why a mean with given weights of rows can't be trusted; None if it can.
 

@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from whichkl._checks import InputError, cannot, check_log_prob
 from whichkl.arrays import or_transposed
 from whichkl.divergences import regions
-from whichkl.divergences.draws.monte_carlo import missed
+from whichkl.divergences.draws.monte_carlo import HEAVY, missed
 from whichkl.divergences.estimate import NORMAL, Estimate
 from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.entropy import blur, mean_log_density
@@ -40,7 +40,13 @@ from whichkl.divergences.samples.neighbors import (
     terms_of,
     whiten,
 )
-from whichkl.divergences.samples.reach import BIAS_FACTOR, doubt_of_ends, raised_for_reach
+from whichkl.divergences.samples.reach import (
+    BIAS_FACTOR,
+    doubt_of_ends,
+    largest_shape,
+    raised_for_reach,
+)
+from whichkl.importance import doubt_of_log_ratio, tail_shape
 from whichkl.targets import Target
 
 _MAX_SHARE_OF_LONELY_ROWS = 0.05
@@ -160,8 +166,8 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     mean[ψ(k) − ψ(n) − log V_d − d log ρ_k(x) − log q(x)], ρ_k the distance to the k-th other row and V_d the volume of the
     unit ball. In several columns the entropy is that of each column and of their dependence (`mean_log_density`), and the bias
     on a Gaussian fitted to the rows is subtracted; half of it, and what wide balls hide (`blur`), widen the interval. Where the
-    bias is larger than the value, the answer isn't `reliable`. `log_q` gets a float64 tensor (n, d) and returns (n,), normalised,
-    natural log; the rest is as in `two_sample_kl`, the bias that of p's entropy.
+    bias is larger than the value, or log q has a heavy tail over the rows, the answer isn't `reliable`. `log_q` gets a float64
+    tensor (n, d) and returns (n,), normalised, natural log; the rest is as in `two_sample_kl`, the bias that of p's entropy.
 
     Source: Pérez-Cruz (2008), eq. 18, with ψ(n) in place of log(n − 1).
 
@@ -200,6 +206,10 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     few, value, twin = subsamples([table], estimate, generator), estimate(table), gaussian(table[:, :-1])
     bias, shape = bias_on(twin, None, n, 0, estimate, generator), blur(table[:, :-1], k, generator)
     wrong += drift(value, few.error, few, bias, bias_on(twin, None, few.sizes[0], 0, estimate, generator, 25), rows.shape)
+    # Log p doesn't rise where log q falls fast: the tail of the log ratio is that of −log q. Draws of a heavy one that happen to
+    # look light give a value that is too small, hence the raised shape.
+    if (khat := max(tail_shape(torch.from_numpy(-table[:, -1])), largest_shape(-table[:, -1]))) >= HEAVY:
+        wrong.insert(0, doubt_of_log_ratio(khat))
     change = estimate(with_log_q(coarse[0])) - value if coarse else 0.0
     notes += [f"on a Gaussian fitted to these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
     if rows.shape[1] > 1:  # in several columns the bias is larger than its error, and much the same for all shapes of columns

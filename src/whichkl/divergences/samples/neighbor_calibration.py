@@ -139,7 +139,7 @@ def spread(parts: list[Rows], generator: np.random.Generator) -> tuple[list[Rows
     # One column without repeats rules repeated rows out; sorting a column is much cheaper than sorting rows.
     few = any(len(np.unique(column)) >= 0.99 * len(column) for column in whole.T)  # then whole rows can't repeat more often
     doubled = 0.0 if few else 1 - len(np.unique(whole, axis=0)) / len(whole)
-    step = np.array([_step(column) for column in whole.T]) if doubled > 0.01 else np.zeros(whole.shape[1])
+    step = np.array([step_of(column) for column in whole.T]) if doubled > 0.01 else np.zeros(whole.shape[1])
     if not step.any():
         copies = f"{doubled:.1%} of the rows repeat, on no even grid: copies aren't independent draws"
         return parts, [], [], [copies] if doubled > 0.01 else []
@@ -206,7 +206,7 @@ def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wr
     return replace(raw, stderr=math.hypot(raw.stderr, excess), reliable=not wrong, notes=notes)
 
 
-def _step(column: Float[np.ndarray, " n"]) -> float:
+def step_of(column: Float[np.ndarray, " n"]) -> float:
     """The step of the even grid that a column's values lie on, 0 where there is none."""
     gaps = np.diff(np.unique(column))
     gaps = gaps[gaps > 1e-9 * np.ptp(column)]

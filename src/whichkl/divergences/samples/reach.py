@@ -99,6 +99,15 @@ def doubt_of_ends(x: Rows, y: Rows) -> list[str]:
     return [f"{beyond:,} rows of a sample lie beyond where the other's support seems to end: the divergence may be infinite"]
 
 
+def largest_shape(values: Radii) -> float:
+    """Pareto's shape of the tail of numbers, raised by its standard error; from ½ on their variance may be infinite."""
+    rows = min(_MAX_TAIL_ROWS, len(values) // 8)
+    if rows < 2:
+        return 0.0
+    ordered = np.sort(values)
+    return (_pareto(ordered[-rows:] - float(ordered[-rows - 1])) or (0.0, 0.0))[0]
+
+
 def looks_gaussian(x: Rows, errors: float = 4.0) -> bool:
     """Whether no column's skewness or kurtosis differs from a Gaussian's by more than this many standard errors."""
     standard = (x - x.mean(0)) / x.std(0, ddof=1)
