@@ -23,7 +23,7 @@ from whichkl.targets import Target
 UpTo = Literal["log_z", "entropy_p"] | None
 Place = Callable[[Bool[Tensor, " n"]], str]
 """Describes where the marked rows lie."""
-_MAX_STDERR_WITHHEAVY_TAIL = 0.005
+_MAX_STDERR_WITH_HEAVY_TAIL = 0.005
 """Nats: with a larger standard error, a heavy tail makes an estimate unreliable."""
 HEAVY = 0.5
 """k̂ from which on the variance may be infinite."""
@@ -166,7 +166,7 @@ def by_both(p: Target, q: Target, kind: IntegralDivergence, n: int = 20_000, see
     value = kind.of_integral(integral)
     stderr = kind.error_of_integral(0.5 * math.hypot(*(error for error, _ in errors)), integral)
     khat = None if kind.bounded else max(pareto_smooth(terms.abs().clamp(min=1e-300).log())[1] for terms in sides)
-    heavy = khat is not None and khat >= 0.5 and stderr > _MAX_STDERR_WITHHEAVY_TAIL
+    heavy = khat is not None and khat >= 0.5 and stderr > _MAX_STDERR_WITH_HEAVY_TAIL
     notes = (f"the terms have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small",) if heavy else ()
     effective = [ess for _, ess in errors]
     few = few_effective(*effective)
@@ -279,7 +279,7 @@ def mean_log_ratio(
         if khat >= HEAVY and parts is not None and len(parts[0]) >= _MIN_DRAWS_FOR_KHAT:
             khat = min(khat, _two_sided_khat(parts[0]) + max(0.0, pareto_smooth(parts[1])[1]))
     notes = few
-    if (khat is None or khat >= HEAVY) and stderr > _MAX_STDERR_WITHHEAVY_TAIL:
+    if (khat is None or khat >= HEAVY) and stderr > _MAX_STDERR_WITH_HEAVY_TAIL:
         if khat is None:
             tail = f"{n} draw{'s are' if n > 1 else ' is'} too few to tell how heavy the tail of the log ratio is"
         else:

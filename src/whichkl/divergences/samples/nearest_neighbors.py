@@ -40,12 +40,7 @@ from whichkl.divergences.samples.neighbors import (
     terms_of,
     whiten,
 )
-from whichkl.divergences.samples.reach import (
-    BIAS_FACTOR,
-    doubt_of_ends,
-    largest_shape,
-    raised_for_reach,
-)
+from whichkl.divergences.samples.reach import BIAS_FACTOR, doubt_of_ends, largest_shape, raised_for_reach
 from whichkl.importance import doubt_of_log_ratio, tail_shape
 from whichkl.targets import Target
 

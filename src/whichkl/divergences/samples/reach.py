@@ -101,11 +101,7 @@ def doubt_of_ends(x: Rows, y: Rows) -> list[str]:
 
 def largest_shape(values: Radii) -> float:
     """Pareto's shape of the tail of numbers, raised by its standard error; from ½ on their variance may be infinite."""
-    rows = min(_MAX_TAIL_ROWS, len(values) // 8)
-    if rows < 2:
-        return 0.0
-    ordered = np.sort(values)
-    return (_pareto(ordered[-rows:] - float(ordered[-rows - 1])) or (0.0, 0.0))[0]
+    return _outermost(values)[1]
 
 
 def looks_gaussian(x: Rows, errors: float = 4.0) -> bool:
@@ -117,10 +113,15 @@ def looks_gaussian(x: Rows, errors: float = 4.0) -> bool:
 
 def _rows_beyond_end(x: Radii, y: Radii) -> int:
     """The number of rows of x beyond the upper end that the outermost rows of y suggest; 0 where they suggest none."""
-    ordered, rows = np.sort(y), min(_MAX_TAIL_ROWS, len(y) // 8)
+    threshold, shape, scale = _outermost(y)
+    return int((x > max(threshold - scale / shape, y.max())).sum()) if shape < 0 else 0
+
+
+def _outermost(values: Radii) -> tuple[float, float, float]:
+    """Threshold, raised shape (0 if none fits) and scale of the generalised Pareto distribution of the largest numbers."""
+    ordered, rows = np.sort(values), min(_MAX_TAIL_ROWS, len(values) // 8)
     threshold = float(ordered[-rows - 1])
-    shape, scale = _pareto(ordered[-rows:] - threshold) or (0.0, 0.0)
-    return int((x > max(threshold - scale / shape, ordered[-1])).sum()) if shape < 0 else 0
+    return threshold, *((_pareto(ordered[-rows:] - threshold) if rows > 1 else None) or (0.0, 0.0))
 
 
 def distances(x: Rows, y: Rows) -> tuple[Radii, Radii]:
