@@ -91,17 +91,19 @@ def doubt_of_ends(x: Rows, y: Rows) -> list[str]:
     """
     if min(len(x), len(y)) < _MIN_ROWS:
         return []
-    errors = -float(scipy.special.ndtri(_CHANCE_OF_GAUSSIAN_SHAPE / (2 * x.shape[1])))
-    columns = [(a, b) for a, b in zip(x.T, y.T, strict=True) if not looks_gaussian(b[:, None], errors)]
+    columns = [(a, b) for a, b in zip(x.T, y.T, strict=True) if not looks_gaussian(b[:, None], _errors_of_shape(x.shape[1]))]
     beyond = max((_rows_beyond_end(sign * a, sign * b) for a, b in columns for sign in (1.0, -1.0)), default=0)
     if beyond < _MIN_ROWS_BEYOND_END:
         return []
     return [f"{beyond:,} rows of a sample lie beyond where the other's support seems to end: the divergence may be infinite"]
 
 
-def largest_shape(values: Radii) -> float:
-    """Pareto's shape of the tail of numbers, raised by its standard error; from ½ on their variance may be infinite."""
-    return _outermost(values)[1]
+def largest_shape(values: Radii, x: Rows) -> float:
+    """Pareto's shape of the tail of numbers at rows x, raised by its standard error; from ½ on their variance may be infinite.
+
+    It is 0 where x looks Gaussian: draws of heavy tails seldom do, and on Gaussian ones the raised shape is often above ½.
+    """
+    return 0.0 if looks_gaussian(x, _errors_of_shape(x.shape[1])) else _outermost(values)[1]
 
 
 def looks_gaussian(x: Rows, errors: float = 4.0) -> bool:
@@ -109,6 +111,11 @@ def looks_gaussian(x: Rows, errors: float = 4.0) -> bool:
     standard = (x - x.mean(0)) / x.std(0, ddof=1)
     moments = ((standard**3).mean(0), 6.0), ((standard**4).mean(0) - 3, 24.0)
     return not any((np.abs(moment) > errors * math.sqrt(spread / len(x))).any() for moment, spread in moments)
+
+
+def _errors_of_shape(columns: int) -> float:
+    """Standard errors of skewness and kurtosis up to which Gaussian columns look like Gaussian ones."""
+    return -float(scipy.special.ndtri(_CHANCE_OF_GAUSSIAN_SHAPE / (2 * columns)))
 
 
 def _rows_beyond_end(x: Radii, y: Radii) -> int:
