@@ -27,8 +27,9 @@ from whichkl.samples import Block, Slice
 from whichkl.samples.stream import slices
 from whichkl.solvers import ExpectationMaximization
 from whichkl.solvers.rows.em_features import ROWS, Features, pairs_of
-from whichkl.solvers.rows.em_starts import merge, split, split_and_merge, states_near
-from whichkl.solvers.rows.em_steps import Frame, State
+from whichkl.solvers.rows.em_partial import partial_cycle
+from whichkl.solvers.rows.em_starts import merge, moves_to, split, split_and_merge, state_of
+from whichkl.solvers.rows.em_steps import Background, Densities, Frame, State, expectation
 from whichkl.solvers.rows.rows import Rows
 from whichkl.solvers.work import Work
 
@@ -399,14 +400,54 @@ def test_splits_and_mergers_keep_weight_and_moments_and_a_neighbour_is_its_own_s
     family = Mixture(4)
     model = solved(x, family).best.model
     frame = Frame.of(Block(x, torch.ones(len(x), dtype=D)), family, "abc")
-    state = states_near(model, frame)
+    state = state_of(model, frame)
     same(frame.model(state, 0), model, family, atol=1e-9)
-    for other in (split(state, 2), merge(state, 1, 3), *split_and_merge(state)):
+    for other in (split(state, 2), merge(state, 1, 3), *(move.state for move in split_and_merge(state))):
         assert float(other.probs.sum()) == pytest.approx(1.0, abs=1e-12)
         torch.testing.assert_close(moments(other), moments(state), rtol=0, atol=1e-9)
-    fewer, more = (states_near(model, replace(frame, count=count)) for count in (3, 5))
-    assert fewer.loc.shape == (3, 3, 3) and more.loc.shape == (3, 5, 3)
-    assert states_near(model, replace(frame, count=6)) is None and states_near(Normal(0.0, 1.0), frame) is None
+    for moves in (moves_to(3, state), moves_to(5, state), split_and_merge(state)):
+        assert moves and all(len(move.new) + len(move.kept) == move.state.probs.shape[1] for move in moves)
+        for move in moves:  # the others are those of the state, in its order
+            others = [k for k in range(move.state.probs.shape[1]) if k not in move.new]
+            assert torch.equal(move.state.cov[0, others], state.cov[0, list(move.kept)])
+    assert state_of(model, replace(frame, count=6)) is None and state_of(Normal(0.0, 1.0), frame) is None
+
+
+@pytest.mark.parametrize(("law", "covariance"), [("gaussian", "full"), ("student_t", "full"), ("gaussian", "diagonal")])
+def test_a_cycle_of_some_components_raises_the_likelihood_and_leaves_the_others(law, covariance):
+    x = torch.from_numpy(clouds(2_000))
+    family = Mixture(4, covariance, law=law)
+    block = Block(x, torch.ones(len(x), dtype=D))
+    frame, rows = Frame.of(block, family, "abc"), Rows(slices(block), "abc")
+    state = state_of(solved(clouds(1_000, seed=1), family).best.model, frame)
+    moves = split_and_merge(state)
+    before = [frame.update(rows, D, move.state)[0] for move in moves]
+    moved, steps = partial_cycle(rows, frame, state, moves)
+    after, _ = frame.update(rows, D, moved)
+    assert steps == 3 and len(after) == len(moves)
+    assert float(after.max()) > float(torch.cat(before).max()) and float(after.min()) > float(torch.cat(before).min())
+    assert torch.allclose(moved.probs.sum(1), torch.ones(len(moves), dtype=D))
+    for one in range(len(moves)):
+        shared = (moved.cov[one][:, None] == state.cov[0]).all((-1, -2)).any(1)
+        assert int(shared.sum()) == 1  # of four components three are new
+
+
+@pytest.mark.parametrize("law", ["gaussian", "student_t"])
+def test_some_components_before_a_background_have_the_mixtures_likelihood_and_sums(law):
+    x = torch.from_numpy(clouds(500))
+    family, block = Mixture(4, law=law), Block(x, torch.ones(len(x), dtype=D))
+    frame = Frame.of(block, family, "abc")
+    state = state_of(solved(clouds(1_000, seed=1), family).best.model, frame)
+    whole = expectation(Densities.of(state, D, diagonal=False), frame, iter([block]))
+    some, kept = torch.tensor([1, 3]), torch.tensor([[1.0, 0.0, 1.0, 0.0]], dtype=D)
+    background = Background(Densities.of(state, D, diagonal=False), kept)
+    part = expectation(Densities.of(state.each(lambda one: one[:, some]), D, diagonal=False), frame, iter([block]), background)
+    for name, expected in (
+        ("likelihood", whole["likelihood"]),
+        ("moments", whole["moments"][some]),
+        ("mass", whole["mass"][:, some]),
+    ):
+        torch.testing.assert_close(part[name], expected)
 
 
 def test_em_near_its_own_optimum_stays_there():

@@ -17,7 +17,8 @@ from torch.distributions import Distribution
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.files.journal import tensors_behind
 from whichkl.samples import Block
-from whichkl.solvers.rows.em_starts import MAX_MOVES, seed_states, split_and_merge, states_near
+from whichkl.solvers.rows.em_partial import partial_cycle
+from whichkl.solvers.rows.em_starts import MAX_MOVES, moves_to, seed_states, split_and_merge, state_of
 from whichkl.solvers.rows.em_steps import Frame, State
 from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.rows.squarem import squarem_cycle
@@ -34,11 +35,11 @@ _MIN_ROWS_OF_SEEDS, _ROWS_OF_SEEDS_PER_COMPONENT = 2_000, 200
 """Number of rows from which the centres of starts are drawn, or rows per component if that is more."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
-_CYCLES_OF_STARTS, _CYCLES_OF_OTHERS, _CYCLES_OF_NEIGHBOURS = 7, 4, 1
-"""Cycles after which starts are compared: those drawn from the rows, the same for a comparison with another model, and those near
-that model."""
-_ITERATIONS_OF_CYCLE, _KEPT_AFTER_CYCLES = 3, (5, 3, 3, 3)
-"""Iterations of a cycle, and how many of ten splits and mergers stay after each: most are far behind after the first."""
+_CYCLES_OF_STARTS, _CYCLES_OF_OTHERS = 7, 4
+"""Cycles after which starts are compared: those drawn from the rows, and the same for a comparison with another model."""
+_ITERATIONS_OF_CYCLE, _KEPT_MOVES, _KEPT_AFTER_CYCLES = 3, 4, (3, 3, 3)
+"""Iterations of a cycle, how many of nine splits and mergers stay after a cycle of their own components, and after each cycle of
+all components: most are far behind after the first."""
 _ITERATIONS_OF_ROUND = 15
 """Iterations after which states that have settled leave a batch."""
 _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
@@ -115,26 +116,18 @@ class ExpectationMaximization(Solver):
         sample = sample.thinned(max(_MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER * frame.parameters))
         whole = count <= len(sample)
         tolerance = self.tolerance if exact else self._tolerance(frame, count)
-        first = None if self.neighbour is None else states_near(self.neighbour, frame)
-        is_near = first is not None
-        if first is None:
-            some = sample.thinned(max(_MIN_ROWS_OF_SEEDS, _ROWS_OF_SEEDS_PER_COMPONENT * frame.count))
-            first = seed_states(frame.standard(some.x), some.w, self.starts, frame.count, seed, is_student=frame.is_student)
-        few = Rows(frame.parts(sample, len(first.probs)), rows.names, None, rows.workers, evaluations=rows.evaluations)
-        near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
-        state, climbs, iterations, finalists = first, [], 0, 2 if self.moves else 1
-        if len(first.probs) > 1 or not is_near:
-            cycles = _CYCLES_OF_NEIGHBOURS if is_near else _CYCLES_OF_OTHERS if self.neighbour else _CYCLES_OF_STARTS
-            cycles = min(cycles, -(-self.max_iterations // _ITERATIONS_OF_CYCLE))
-            most = (len(first.probs),) * (cycles - 1) + (finalists,)
-            state, _, iterations = self._race(few, frame, first, most, finalists, work)
+        near = None if self.neighbour is None else state_of(self.neighbour, frame)
+        finalists, climbs = 2 if self.moves else 1, []
+        few = Rows((), rows.names, None, rows.workers, evaluations=rows.evaluations)
+        few, state, iterations = self._begun(few, sample, frame, near, finalists, seed, work)
+        enough = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
         if self.moves and frame.count > 2:
             fewer = replace(few, parts=frame.parts(sample.thinned(_MAX_ROWS_OF_MOVES), MAX_MOVES))
             better, moved = self._rearrange(fewer, frame, state.each(lambda part: part[:1]), work)
             state = better if self.starts == 1 else better.joined(state.each(lambda part: part[:1]))
             iterations += moved
-        if whole or self.moves or not is_near:
-            climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
+        if whole or self.moves or near is None:
+            climbs.append(self._climb(few, frame, state, enough, work, "the best starts" if whole else "a sample"))
             state = climbs[-1].best
         if not whole:
             climbs.append(self._climb(fitted, frame, state, tolerance, work, "all rows", polish=not stride))
@@ -156,6 +149,25 @@ class ExpectationMaximization(Solver):
         iterations += sum(one.iterations for one in climbs)
         history = tuple(h for one in climbs for h in one.history)
         return Solution(distinct(optima), iterations, last.gain, held=held, doubts=doubts, history=history)
+
+    def _begun(
+        self, rows: Rows, sample: Block, frame: Frame, near: State | None, finalists: int, seed: int, work: Work
+    ) -> tuple[Rows, State, int]:
+        """Return a sample as rows, the best states after a few cycles on them, and the iterations taken."""
+        moves = [] if near is None or near.probs.shape[1] == frame.count else moves_to(frame.count, near)
+        states = len(moves) or (self.starts if near is None else 1)
+        few = replace(rows, parts=frame.parts(sample, states))
+        if near is None:
+            some = sample.thinned(max(_MIN_ROWS_OF_SEEDS, _ROWS_OF_SEEDS_PER_COMPONENT * frame.count))
+            first = seed_states(frame.standard(some.x), some.w, states, frame.count, seed, is_student=frame.is_student)
+            cycles = _CYCLES_OF_OTHERS if self.neighbour else _CYCLES_OF_STARTS
+            cycles = min(cycles, -(-self.max_iterations // _ITERATIONS_OF_CYCLE))
+            best, _, iterations = self._race(few, frame, first, (states,) * (cycles - 1) + (finalists,), finalists, work)
+            return few, best, iterations
+        if not moves:
+            return few, near, 0
+        moved, iterations = partial_cycle(few, frame, near, moves)
+        return few, moved.each(lambda part: part[:finalists]), iterations
 
     def solve_without(self, target: Target, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Any]:
         """Climb for all sets at once."""
@@ -199,9 +211,10 @@ class ExpectationMaximization(Solver):
         """Split and merge components as long as a few cycles from the result end higher than as many from `here`."""
         iterations = 0
         for _ in range(frame.count):
-            states = here.joined(*split_and_merge(here))
+            moved, steps = partial_cycle(rows, frame, here, split_and_merge(here))
+            states = here.joined(moved.each(lambda part: part[:_KEPT_MOVES]))
             here, gain, more = self._race(rows, frame, states, _KEPT_AFTER_CYCLES, 1, work.quiet())
-            iterations += more
+            iterations += steps + more
             work.tell("EM, components rearranged", math.nan)
             if gain < _COARSE:
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,16 @@ MAX_MOVES = _MAX_MERGERS * _MAX_SPLITS
 """Largest number of states that `split_and_merge` returns."""
 _SPLIT_DISTANCE = 0.8
 """Distance of the halves of a split component from its mean, in standard deviations along the longest axis."""
+
+
+class Move(NamedTuple):
+    """A mixture of which some components are another one's."""
+
+    state: State
+    new: tuple[int, ...]
+    """The numbers of those that aren't."""
+    kept: tuple[int, ...]
+    """The numbers that the others have in the other mixture."""
 
 
 def seed_states(
@@ -54,37 +64,42 @@ def seed_states(
     return State(even, centres, spread.expand(starts, count, dim, dim), df)
 
 
-def states_near(model: Any, frame: Frame) -> State | None:
-    """Return the mixture itself as a start; with one component more or fewer, those with a component split, or a pair merged.
-
-    None if the model is no such mixture.
-    """
+def state_of(model: Any, frame: Frame) -> State | None:
+    """Return another mixture as a state of as many components, or one more or fewer; None if it is none of these."""
     if not isinstance(model, MixtureSameFamily):
         return None
     probs, loc, tril, df = mixture_parts(model)
-    more = frame.count - len(probs)
-    if (df is None) == frame.is_student or abs(more) > 1 or len(probs) == 1:
+    if (df is None) == frame.is_student or abs(frame.count - len(probs)) > 1 or len(probs) == 1:
         return None
     tril = tril / frame.scale[:, None]
     if frame.mixing is not None:
         tril = torch.linalg.solve_triangular(frame.mixing, tril, upper=False)
-    one = State(probs[None], frame.standard(loc)[None], (tril @ tril.mT)[None], None if df is None else df[None])
-    if more == 0:
-        return one
-    found = [split(one, k) for k in widest(one)[:_MAX_SPLITS]] if more > 0 else [merge(one, *pair) for pair in nearest(one)]
-    return found[0].joined(*found[1:])
+    return State(probs[None], frame.standard(loc)[None], (tril @ tril.mT)[None], None if df is None else df[None])
 
 
-def split_and_merge(state: State) -> list[State]:
-    """Return up to nine states of three or more components in which two are merged and a third is split.
+def moves_to(count: int, state: State) -> list[Move]:
+    """Return up to three mixtures of one component more, where one is split, or of one fewer, where a pair i < j is merged."""
+    size = state.probs.shape[1]
+    if count > size:
+        return [Move(split(state, k), (k, size), _without(size, k)) for k in widest(state)[:_MAX_SPLITS]]
+    return [Move(merge(state, i, j), (i,), _without(size, i, j)) for i, j in nearest(state)]
+
+
+def split_and_merge(state: State) -> list[Move]:
+    """Return up to nine mixtures of as many components, three or more, in which two are merged and a third is split.
 
     Source: split and merge EM, Ueda, Nakano, Ghahramani & Hinton (2000).
     """
-    found = []
+    found, size = [], state.probs.shape[1]
     for i, j in nearest(state):
-        fewer = merge(state, i, j)
-        found += [split(fewer, k) for k in widest(fewer) if k != i][:_MAX_SPLITS]
+        fewer, number = merge(state, i, j), _without(size, j)
+        third = [k for k in widest(fewer) if k != i][:_MAX_SPLITS]
+        found += [Move(split(fewer, k), (i, k, size - 1), _without(size, i, j, number[k])) for k in third]
     return found
+
+
+def _without(size: int, *gone: int) -> tuple[int, ...]:
+    return tuple(k for k in range(size) if k not in gone)
 
 
 def nearest(state: State) -> list[tuple[int, int]]:

@@ -163,41 +163,64 @@ class Densities:
     @classmethod
     def of(cls, state: State, dtype: torch.dtype, *, diagonal: bool) -> Densities:
         """Compute them once for all parts of the rows."""
-        forms, constant = quadratic_forms(state, diagonal=diagonal), _log_constant(state)
+        forms, constant = quadratic_forms(state, diagonal=diagonal), _log_constant(state, diagonal=diagonal)
         if state.df is None:
             forms = -forms / 2
             forms[:, 0] += constant.reshape(-1)
         df = None if state.df is None else state.df.to(dtype)[..., None]
         return cls(forms.to(dtype), constant.to(dtype)[..., None], df)
 
+    def at(self, features: Float[Tensor, "p m"], dim: int) -> tuple[Float[Tensor, "s k m"], Float[Tensor, "s k m"]]:
+        """Return log π q of rows, and what the coefficients give, from which Student-t's is computed."""
+        form = (self.forms @ features).reshape(*self.constant.shape[:2], -1)
+        if self.df is None:
+            return form, form
+        return self.constant - (self.df + dim) / 2 * torch.log1p(form.clamp(min=0) / self.df), form
 
-def expectation(densities: Densities, frame: Frame, blocks: Iterator[Block]) -> Sums:
+
+@dataclass(frozen=True)
+class Background:
+    """Components of one mixture that others have besides their own."""
+
+    densities: Densities
+    kept: Float[Tensor, "s k"]
+    """1 where a mixture has the component, else 0."""
+
+    def at(self, features: Float[Tensor, "p m"], dim: int) -> Float[Tensor, "s 1 m"]:
+        """Return the log of Σ π q over the components that each mixture has."""
+        joint = self.densities.at(features, dim)[0][0]
+        top = joint.amax(0)
+        return ((self.kept @ (joint - top).clamp_(min=_LEAST_LOG_SHARE).exp_()).log() + top)[:, None]
+
+
+def expectation(densities: Densities, frame: Frame, blocks: Iterator[Block], background: Background | None = None) -> Sums:
     """Take the E step over the blocks of a part: Σ w r φ(x) per component and Σ w log q per start, in float64.
 
     φ are 1, the products of columns and the columns. The log densities and the sums are each one matrix product with these
     features, which is half the work of whitened residuals. For Student-t components r is multiplied by u = (ν + d)/(ν + δ), the
     expected precision of a row, and `spread` is Σ w r (log u − u), for the degrees of freedom.
 
-    Every state can have weights of its own: `w` of a block is then (m, s).
+    Every state can have weights of its own: `w` of a block is then (m, s). A background adds to each mixture's density.
 
     Source: Dempster, Laird & Rubin (1977); for Student-t, Liu & Rubin (1995).
     """
-    forms, constant, df = densities.forms, densities.constant, densities.df
-    dtype, dim = forms.dtype, len(frame.shift)
-    starts, count = constant.shape[:2]
+    df, dtype, dim = densities.df, densities.forms.dtype, len(frame.shift)
+    starts, count = densities.constant.shape[:2]
     zero = torch.zeros(starts, count, dtype=torch.float64, device="cpu")
     sums = {"likelihood": zero[:, 0].clone(), "weight": zero.new_zeros(()), "mass": zero.clone(), "spread": zero.clone()}
-    sums["moments"] = zero.new_zeros(starts * count, forms.shape[1])
+    sums["moments"] = zero.new_zeros(starts * count, densities.forms.shape[1])
     space = Features(dim, dtype, diagonal=frame.covariance == "diagonal")
     for block in blocks:
         for x, w in zip(block.x.split(ROWS), block.w.split(ROWS), strict=True):
             features = space.of(frame.standard(x))
-            form = (forms @ features).reshape(starts, count, -1)
-            joint = form if df is None else constant - (df + dim) / 2 * torch.log1p(form.clamp(min=0) / df)
+            joint, form = densities.at(features, dim)
             # Log-sum-exp by hand: the shares are the very exponentials that the sum needs.
             top = joint.amax(1, keepdim=True)
+            behind = None if background is None else background.at(features, dim)
+            top = top if behind is None else torch.maximum(top, behind)
             share = (joint - top).clamp_(min=_LEAST_LOG_SHARE).exp_()
             total = share.sum(1, keepdim=True)
+            total = total if behind is None else total + (behind - top).clamp_(min=_LEAST_LOG_SHARE).exp_()
             evidence = (top + total.log())[:, 0].to(torch.float64)
             share *= (w.to(dtype) if w.ndim == 1 else w.T.to(dtype)[:, None]) / total
             sums["likelihood"] += evidence @ w if w.ndim == 1 else (evidence * w.T).sum(-1)
@@ -253,10 +276,13 @@ def quadratic_forms(state: State, *, diagonal: bool) -> Float[Tensor, "sk p"]:
     return torch.cat([(middle * loc).sum(-1, keepdim=True), products, -2 * middle], -1)
 
 
-def _log_constant(state: State) -> Float[Tensor, "s k"]:
+def _log_constant(state: State, *, diagonal: bool) -> Float[Tensor, "s k"]:
     """Return log π plus the logarithm of the component's normaliser."""
     dim = state.loc.shape[-1]
-    constant: Tensor = state.probs.log() - torch.linalg.cholesky(state.cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    root = (
+        state.cov.diagonal(dim1=-2, dim2=-1).sqrt() if diagonal else torch.linalg.cholesky(state.cov).diagonal(dim1=-2, dim2=-1)
+    )
+    constant: Tensor = state.probs.log() - root.log().sum(-1)
     if state.df is None:
         return constant - 0.5 * dim * math.log(2 * math.pi)
     return constant + torch.lgamma((state.df + dim) / 2) - torch.lgamma(state.df / 2) - 0.5 * dim * (state.df * math.pi).log()
