@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from whichkl._checks import WhichklError
 from whichkl.access import Access
+from whichkl.cluster import Threads
 from whichkl.diagnostics.columns import next_richer, rows_are_correlated
 from whichkl.diagnostics.findings import MAX_KL
 from whichkl.diagnostics.judged_fit import JudgedFit
@@ -35,6 +37,7 @@ from whichkl.families.family import log_likelihood
 from whichkl.objectives import ForwardKL
 from whichkl.solvers import Solver, solver_for
 from whichkl.solvers.rows.rows import rows_of, thinned
+from whichkl.solvers.work import Work
 from whichkl.targets import Target
 from whichkl.targets.coordinates import in_free_coordinates
 
@@ -43,6 +46,8 @@ _COMPARED_ROWS, _MAX_COMPARED_ROWS, _ROWS_PER_NUMBER = 8_000, 30_000, 5
 `_MAX_COMPARED_ROWS`."""
 _MAX_NATS_LEFT = MAX_KL / 20
 """Nats per row that the fit of a richer family may leave: it is compared with a level of `MAX_KL`."""
+_ONE_THREAD = Threads(1)
+"""Each family is fitted in a thread of its own: the passes over few rows would mostly wait for each other."""
 _MIN_COMPARED_ROWS = 200
 """Unseen rows on which a neighbouring family is compared first."""
 _STANDARD_ERRORS = 4.0
@@ -166,17 +171,15 @@ def _on_held_rows(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics
             return [None] * len(near)
         sample, start = _training_sample(fit), None if fit.solution.held is None else fit.solution.held.model
 
-        def loss_on_sample(family: Family | None, solver: Solver | None, tolerance: float = 0.0) -> Tensor | None:
+        def loss_on_sample(family: Family | None, solver: Solver | None, tolerance: float) -> Tensor | None:
             if family is None or solver is None:
                 return None
-            return loss_of(refit(sample, family, solver.near(start, tolerance), fit.seed))
+            return loss_of(refit(sample, family, solver.near(start, tolerance), fit.seed, Work(_ONE_THREAD)))
 
-        base = loss_on_sample(fit.family, fit.solver)
-        if base is None:
-            return [None] * len(near)
-        ours = replace(mine, loss=base)
-        tolerances = (_MAX_NATS_LEFT, 0.0, 0.0)
-        return [ours.gain_of(loss_on_sample(*one)) for one in zip(near, solvers, tolerances, strict=True)]
+        families, tolerances = [fit.family, *near], (0.0, _MAX_NATS_LEFT, 0.0, 0.0)
+        each = [partial(loss_on_sample, *one) for one in zip(families, [fit.solver, *solvers], tolerances, strict=True)]
+        base, *others = Threads().map(lambda loss: loss(), each)
+        return [None if base is None else replace(mine, loss=base).gain_of(other) for other in others]
 
     richer, simple, lower = fit.measured("the gain of neighbouring families", gained, [None] * len(near))
     d = replace(d, held_out=mine.cross_entropy(), richer_gain=richer, held=block)

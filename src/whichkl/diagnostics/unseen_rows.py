@@ -19,6 +19,7 @@ from whichkl.samples import Block
 from whichkl.samples.repeats import row_keys
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.rows.rows import HELD
+from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 FOLDS = 10
@@ -88,13 +89,13 @@ def cross_fitted_losses(
     return order[in_time], loss[in_time], how
 
 
-def refit(target: Target, family: Family, solver: Solver, seed: int) -> Any:
+def refit(target: Target, family: Family, solver: Solver, seed: int, work: Work = QUIET) -> Any:
     """Fit without judging: the model in the target's coordinates; None if the rows don't allow it."""
     free = target.unconstrained() if family.carried else target
     try:
         if free.samples is not None:
             family.check_samples(free.samples, target.names)
-        return _brought_back(target, family, solver.quick().solve(free, family, seed).best.model)
+        return _brought_back(target, family, solver.quick().solve(free, family, seed, work).best.model)
     except InputError:
         return None
 

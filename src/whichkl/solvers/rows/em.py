@@ -117,6 +117,7 @@ class ExpectationMaximization(Solver):
         whole = count <= len(sample)
         tolerance = self.tolerance if exact else self._tolerance(frame, count)
         near = None if self.neighbour is None else state_of(self.neighbour, frame)
+        is_final = self.neighbour is None  # the last digits of a neighbour are far below the error of its gain
         finalists, climbs = 2 if self.moves else 1, []
         few = Rows((), rows.names, None, rows.workers, evaluations=rows.evaluations)
         few, state, iterations = self._begun(few, sample, frame, near, finalists, seed, work)
@@ -127,10 +128,13 @@ class ExpectationMaximization(Solver):
             state = better if self.starts == 1 else better.joined(state.each(lambda part: part[:1]))
             iterations += moved
         if whole or self.moves or near is None:
-            climbs.append(self._climb(few, frame, state, enough, work, "the best starts" if whole else "a sample"))
+            step = "the best starts" if whole else "a sample"
+            climbs.append(self._climb(few, frame, state, enough, work, step, polish=is_final and whole))
             state = climbs[-1].best
         if not whole:
-            climbs.append(self._climb(fitted, frame, state, tolerance, work, "all rows", polish=not stride))
+            climbs.append(
+                self._climb(fitted, frame, state, tolerance, work, "all rows", polish=not stride and self.neighbour is None)
+            )
         held = None
         if stride:
             held = Held(replace(rows, stride=stride, held=True).gather(), frame.model(climbs[-1].best, 0))
@@ -142,7 +146,7 @@ class ExpectationMaximization(Solver):
         last, optima = climbs[-1], []
         for i in range(len(last.likelihood)):
             model = frame.model(last.state, i)
-            is_measured = whole and self.neighbour is None  # a neighbour is compared on other rows
+            is_measured = whole and is_final  # a neighbour is compared on other rows
             loss = -mean_log_likelihood(model, rows) if is_measured else frame.loss(last.likelihood[i])
             optima.append(Optimum(model, loss, last.small == 2, False))
         doubts = (_AT_THE_FLOOR,) if frame.is_at_floor(last.best) else ()
