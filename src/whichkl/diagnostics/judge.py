@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
+from whichkl.cluster import Threads
 from whichkl.diagnostics.between import between_value
 from whichkl.diagnostics.beyond import mass_beyond_draws
 from whichkl.diagnostics.columns import beyond_the_ends, like_an_index
@@ -185,12 +187,14 @@ def _with_tests(fit: JudgedFit, d: Diagnostics) -> Diagnostics:
     rows = (block.x, block.w if are_weighted else None, block.context, model)
     compared = fit.at_most("rows for the two-sample test", min(len(block.x), MAX_ROWS_COMPARED), _ROWS_COMPARED)
     ranked = fit.at_most("rows for the calibration", min(len(block.x), MAX_ROWS_RANKED), _ROWS_RANKED)
-    return replace(
-        d,
-        held=block,
-        two_sample=measured("the two-sample test", lambda: two_sample_test(*rows, fit.seed, compared), None),
-        calibration=measured("the calibration", lambda: transform_calibration(*rows, target.names, fit.seed, ranked), None),
-    )
+    tests: list[Callable[[], Any]] = [
+        lambda: measured("the two-sample test", lambda: two_sample_test(*rows, fit.seed, compared), None),
+        lambda: measured("the calibration", lambda: transform_calibration(*rows, target.names, fit.seed, ranked), None),
+    ]
+    # Side by side where they are long, and run no code of the user's, which may belong to this thread.
+    beside = fit.solver.refits and compared >= _ROWS_COMPARED
+    two_sample, calibration = Threads().map(lambda test: test(), tests) if beside else (test() for test in tests)
+    return replace(d, held=block, two_sample=two_sample, calibration=calibration)
 
 
 def _unvisited(fit: JudgedFit, draws: Draws) -> tuple[Float[Tensor, "k d"] | None, str]:
