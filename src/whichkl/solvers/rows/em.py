@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.files.journal import tensors_behind
 from whichkl.samples import Block
-from whichkl.solvers.rows.em_partial import partial_cycle
+from whichkl.solvers.rows.em_partial import partial_cycles
 from whichkl.solvers.rows.em_starts import MAX_MOVES, moves_to, seed_states, split_and_merge, state_of
 from whichkl.solvers.rows.em_steps import Frame, State
 from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
@@ -37,9 +37,11 @@ _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
 _CYCLES_OF_STARTS, _CYCLES_OF_OTHERS = 7, 4
 """Cycles after which starts are compared: those drawn from the rows, and the same for a comparison with another model."""
-_ITERATIONS_OF_CYCLE, _KEPT_MOVES, _KEPT_AFTER_CYCLES = 3, 4, (3, 3, 3)
-"""Iterations of a cycle, how many of nine splits and mergers stay after a cycle of their own components, and after each cycle of
-all components: most are far behind after the first."""
+_ITERATIONS_OF_CYCLE, _MOST_GAINS = 3, 4
+"""Iterations of a cycle, and how many times what its last cycle gained a state may still gain."""
+_CYCLES_OF_MOVES, _KEPT_MOVES, _KEPT_AFTER_CYCLES = 2, 4, (3, 3, 3)
+"""Cycles of the new components alone after which nine splits and mergers are compared, how many of them stay, and how many states
+after each cycle of all components."""
 _ITERATIONS_OF_ROUND = 15
 """Iterations after which states that have settled leave a batch."""
 _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
@@ -170,8 +172,8 @@ class ExpectationMaximization(Solver):
             return few, best, iterations
         if not moves:
             return few, near, 0
-        moved, iterations = partial_cycle(few, frame, near, moves)
-        return few, moved.each(lambda part: part[:finalists]), iterations
+        moved = partial_cycles(few, frame, near, moves, 1)
+        return few, moved.state.each(lambda part: part[:finalists]), moved.iterations
 
     def solve_without(self, target: Target, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Any]:
         """Climb for all sets at once."""
@@ -215,10 +217,14 @@ class ExpectationMaximization(Solver):
         """Split and merge components as long as a few cycles from the result end higher than as many from `here`."""
         iterations = 0
         for _ in range(frame.count):
-            moved, steps = partial_cycle(rows, frame, here, split_and_merge(here))
-            states = here.joined(moved.each(lambda part: part[:_KEPT_MOVES]))
+            moved = partial_cycles(rows, frame, here, split_and_merge(here), _CYCLES_OF_MOVES)
+            iterations += moved.iterations + 1
+            may_lead = moved.likelihood + _MOST_GAINS * moved.gain >= frame.update(rows, torch.float64, here)[0]
+            if not bool(may_lead.any()):
+                break
+            states = here.joined(moved.state.take(may_lead.nonzero()[:_KEPT_MOVES, 0]))
             here, gain, more = self._race(rows, frame, states, _KEPT_AFTER_CYCLES, 1, work.quiet())
-            iterations += steps + more
+            iterations += more
             work.tell("EM, components rearranged", math.nan)
             if gain < _COARSE:
                 break
@@ -229,8 +235,8 @@ class ExpectationMaximization(Solver):
     ) -> tuple[State, float, int]:
         """Take one cycle for each entry of `most`, which is the largest number of states to keep after it.
 
-        A state is dropped if it wouldn't lead at the end even if each cycle that is left gained twice what its last one did. At
-        least `finalists` states are kept; once no more are left, the remaining cycles are omitted.
+        A state is dropped if it wouldn't lead at the end even if each cycle that is left gained twice what its last one did, or
+        all of them four times that. At least `finalists` states are kept; once no more are left, no further cycle is taken.
 
         Returns:
             The `finalists` best states, the best first; by how much that one leads the first state given; the iterations taken.
@@ -242,7 +248,8 @@ class ExpectationMaximization(Solver):
             iterations += climb.iterations
             now = climb.likelihood
             order = now.argsort(descending=True)
-            may_lead = ~(now + 2 * left * (now - before) < now.max())  # in the first cycle there is nothing before: all may
+            # In the first cycle there is nothing before: all may lead.
+            may_lead = ~(now + min(2 * left, _MOST_GAINS) * (now - before) < now.max())
             stay = order[may_lead[order]][:kept] if left else order[:kept]
             stay = stay if len(stay) > finalists else order[:finalists]
             state, before, number = climb.state.take(stay), now[stay], number[stay]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,14 +18,22 @@ from whichkl.solvers.rows.rows import Rows
 from whichkl.solvers.rows.squarem import squarem_cycle
 
 
-def partial_cycle(rows: Rows, frame: Frame, here: State, moves: Sequence[Move]) -> tuple[State, int]:
-    """Take a cycle of EM in which each mixture's new components move, and those that it shares with `here` stay.
+class Moved(NamedTuple):
+    """Mixtures after cycles of their own components, the most likely first."""
+
+    state: State
+    likelihood: Float[Tensor, " s"]
+    """Mean log likelihoods, a step ago."""
+    gain: Float[Tensor, " s"]
+    """By how much the last cycle raised them."""
+    iterations: int
+
+
+def partial_cycles(rows: Rows, frame: Frame, here: State, moves: Sequence[Move], cycles: int) -> Moved:
+    """Take cycles of EM in which each mixture's new components move, and those that it shares with `here` stay.
 
     The shared ones are evaluated once for all mixtures, and the new ones divide the weight that the shared ones leave. Tied
     covariances come apart meanwhile.
-
-    Returns:
-        The mixtures, the most likely first, and the number of EM steps taken.
 
     Source: partial EM, Ueda, Nakano, Ghahramani & Hinton (2000).
     """
@@ -46,8 +55,15 @@ def partial_cycle(rows: Rows, frame: Frame, here: State, moves: Sequence[Move]) 
         covariance = "diagonal" if diagonal else "full"
         return sums["likelihood"] / sums["weight"], m_step(sums, state, frame.floor, covariance)
 
-    before = torch.full((len(moves),), -math.inf, dtype=torch.float64, device="cpu")
-    _, likelihood, some, steps, _ = squarem_cycle(replace(some, probs=some.probs / share), update, before, -math.inf)
+    likelihood = torch.full((len(moves),), -math.inf, dtype=torch.float64, device="cpu")
+    before, some, iterations = likelihood, replace(some, probs=some.probs / share), 0
+    for _ in range(cycles):
+        before = likelihood
+        begin, likelihood, some, steps, _ = squarem_cycle(some, update, before, -math.inf)
+        before, iterations = torch.maximum(before, begin), iterations + steps
     some = replace(some, probs=some.probs * share)
-    states = states.each(lambda field, moved: field.index_put((each, new), moved), some)
-    return states.take(likelihood.argsort(descending=True)), steps
+    states, order = (
+        states.each(lambda field, moved: field.index_put((each, new), moved), some),
+        likelihood.argsort(descending=True),
+    )
+    return Moved(states.take(order), likelihood[order], (likelihood - before)[order], iterations)
