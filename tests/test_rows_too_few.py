@@ -19,7 +19,7 @@ def clusters(n, seed, count):
 
 def covers(fit, fresh):
     low, high = fit.value.interval
-    return low <= -float(fit.model.log_prob(torch.tensor(fresh)).mean()) <= high
+    return low <= -float(fit.model.log_prob(torch.as_tensor(fresh)).mean()) <= high
 
 
 @pytest.mark.parametrize("curvature, noise", [(0.5, 0.1), (0.5, 0.4), (0.25, 0.3)])
@@ -50,6 +50,19 @@ def test_separate_clusters_keep_their_value(rows, family):
 def test_a_single_gaussian_is_never_too_rich_for_its_rows(rows):
     x = np.random.default_rng(0).normal(size=(rows, 5))
     assert all(wk.fit(x, family).diagnostics.rows_too_few is None for family in ("gaussian", "mixture:1", "student_t"))
+
+
+def test_a_fold_in_another_optimum_is_no_value_of_the_fit_and_no_want_of_rows():
+    """Three clusters of 4,000 rows: a fifth of the rows is scored by a model that merged two clusters."""
+    centres = torch.randn(3, 5, generator=torch.Generator().manual_seed(10), dtype=torch.float64) * 6 / 2**0.5
+
+    def rows(n, seed):
+        which = torch.randint(3, (n,), generator=torch.Generator().manual_seed(seed + 1))
+        return centres[which] + torch.randn(n, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    fit = wk.fit(rows(4_000, 4), "mixture:3")
+    assert not fit.findings
+    assert covers(fit, rows(100_000, 9)) or not fit.value.reliable
 
 
 def test_weights_count_as_effective_rows():

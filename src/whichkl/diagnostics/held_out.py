@@ -221,13 +221,15 @@ def _by_cross_fitting(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnos
     d = _with_simpler(d, simple, gained(lowest) if is_worth_it else None, lowest)
     value = mine.value(fit, samples_of(target)[order])
     doubt = fit.measured("whether the rows are too few", lambda: _doubt_of_rows(fit, mine, order), None)
-    if doubt is not None:
-        value = replace(value, reliable=False, notes=(*value.notes, doubt))
-    return value, replace(d, rows_too_few=doubt)
+    if doubt is None:
+        return value, d
+    why, are_few = doubt
+    value = replace(value, reliable=False, notes=(*value.notes, why))
+    return value, replace(d, rows_too_few=why if are_few else None)
 
 
-def _doubt_of_rows(fit: JudgedFit, mine: _Losses, order: Tensor) -> str | None:
-    """Say why the rows can't show how well a mixture does on others; None if they can, or if it has one component."""
+def _doubt_of_rows(fit: JudgedFit, mine: _Losses, order: Tensor) -> tuple[str, bool] | None:
+    """Say why unseen losses may not be the fit's, and whether the rows are too few; None if neither, or for one component."""
     best, value = fit.solution.best.model, mine.cross_entropy()
     if not isinstance(best, MixtureSameFamily) or best.mixture_distribution.logits.shape[-1] == 1:
         return None
