@@ -197,6 +197,12 @@ FINDINGS: dict[str, Finding] = {
         "KL(p‖q) is infinite for every density q.",
         "Fit the share of these rows and the other rows apart, such as `x[x[:, 0] != 0]`.",
     ),
+    "rows_too_few": Finding(
+        lambda e: e.d.rows_too_few is not None,
+        "The model is too rich for its rows: on unseen rows it does so much worse than on fitted ones that these rows can't show "
+        "how well it does on others.",
+        "Give more rows, or use {fewer}.",
+    ),
     "score_not_conservative": Finding(
         lambda e: e.fit.target.line_integral is not None and e.fit.target.line_integral.is_open,
         "Integrals of the score around triangles differ from 0 by more than 0.05 nats: it isn't the gradient of a log density, "
@@ -243,7 +249,8 @@ def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -
     missed = 0 if diagnostics.missing_modes is None else diagnostics.missing_modes.count
     holding = Mixture((family.count if isinstance(family, Mixture) else 1) + missed)
     larger = diagnostics.richer or str(preferred(family, diagnostics))
-    words = {"richer": larger, "simpler": diagnostics.simpler or simpler(family), "holding": f"`{holding}`"}
+    fewer = "fewer components" + ("" if diagnostics.curve else ", such as `mixture:auto` chooses")
+    words = {"fewer": fewer, "richer": larger, "simpler": diagnostics.simpler or simpler(family), "holding": f"`{holding}`"}
     chosen = [FINDINGS[name] for name in sorted(findings)]
     return tuple(f"{one.sentence} {one.next_step.format(**words)}" for one in chosen)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
 
 from whichkl._checks import WhichklError
 from whichkl.access import Access
@@ -19,6 +20,7 @@ from whichkl.diagnostics.findings import MAX_KL
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import MAX_DRAWS, Diagnostics
+from whichkl.diagnostics.richness import doubt_of_rows
 from whichkl.diagnostics.unseen_rows import (
     FOLDS,
     MAX_ROWS_FOR_ALL_FOLDS,
@@ -220,7 +222,29 @@ def _by_cross_fitting(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnos
     simple, lowest = gained(simpler(family)), simplest(family)
     is_worth_it = simple is not None and simple.value > 0 and lowest not in (None, simpler(family))
     d = _with_simpler(d, simple, gained(lowest) if is_worth_it else None, lowest)
-    return mine.value(fit, samples_of(target)[order]), d
+    value = mine.value(fit, samples_of(target)[order])
+    doubt = fit.measured("whether the rows are too few", lambda: _doubt_of_rows(fit, mine, order), None)
+    if doubt is None:
+        return value, d
+    why, are_few = doubt
+    value = replace(value, reliable=False, notes=(*value.notes, why))
+    return value, replace(d, rows_too_few=why if are_few else None)
+
+
+def _doubt_of_rows(fit: JudgedFit, mine: _Losses, order: Tensor) -> tuple[str, bool] | None:
+    """Say why unseen losses may not be the fit's, and whether the rows are too few; None if neither, or for one component."""
+    best, value = fit.solution.best.model, mine.cross_entropy()
+    if not isinstance(best, MixtureSameFamily) or best.mixture_distribution.logits.shape[-1] == 1:
+        return None
+    x, free = (samples_of(one)[order] for one in (fit.target, fit.target.unconstrained()))
+    fitted = -log_likelihood(fit.model, x)
+    rows = value.ess or value.n or len(x)
+    return doubt_of_rows(best, free, mine.loss, fitted, rows / _numbers_of(fit), mine.weights)
+
+
+def _numbers_of(fit: JudgedFit) -> int:
+    """Return how many numbers were fitted: triangular factors hold zeros, which weren't."""
+    return sum(int(value.count_nonzero()) for value in fit.family.parameters(fit.solution.best.model).values())
 
 
 def _with_simpler(d: Diagnostics, simple: Estimate | None, lower: Estimate | None, lowest: Family | None) -> Diagnostics:
@@ -235,10 +259,8 @@ def _training_sample(fit: JudgedFit) -> Target:
     target, is_carried = fit.target, fit.family.carried
     stride = stride_of(target, solver_for(ForwardKL(), fit.family, target.access))
     rows = replace(rows_of(target.unconstrained() if is_carried else target, fit.seed, fit.work.workers), stride=stride)
-    # Triangular factors hold zeros, which aren't fitted.
-    numbers = sum(int(value.count_nonzero()) for value in fit.family.parameters(fit.solution.best.model).values())
     block, _ = thinned(rows, _MAX_COMPARED_ROWS)
-    what, few = "rows to fit neighbouring families to", max(_COMPARED_ROWS, _ROWS_PER_NUMBER * numbers)
+    what, few = "rows to fit neighbouring families to", max(_COMPARED_ROWS, _ROWS_PER_NUMBER * _numbers_of(fit))
     block = block.thinned(fit.at_most(what, len(block), few))
     x: Any = target.bijection.forward(block.x) if is_carried else block.x
     if block.context is not None:

@@ -146,6 +146,8 @@ class Diagnostics:
     """The largest ratio of a column's standard deviation by linear response to that of the model, for mean field."""
     separate: int = 1
     """The number of optima that hardly overlap; a mixture of this many components could hold them all."""
+    rows_too_few: str | None = None
+    """Why the rows can't show how well a mixture does on others."""
     evaluations: dict[str, int] | None = None
     curve: tuple[tuple[int, Estimate], ...] | None = field(default=None, repr=False)
     """Held-out mean −log q per number of components, if that number was chosen."""

@@ -34,6 +34,8 @@ def trust(fit: Fit) -> str:
         return "Don't use the fit for p: it misses modes of p."
     if not fit.value.reliable and d.held_out is None and d.two_sample is None and fit.value.up_to is not None:
         return "Nothing was checked on unseen draws: check the fit before you use it."
+    if "rows_too_few" in findings:
+        return "Don't rely on the fit yet: these rows are too few to show how well so rich a model does on others."
     if "family_too_small" in findings:
         return "Use the fit as a rough picture only: unseen draws of p differ from it, and without log p it can't be corrected."
     if not fit.value.reliable:
