@@ -52,11 +52,12 @@ def seed_states(
     for _ in range(1, count):
         chance = (w[:, None] * nearest).T + 1e-300
         drawn = y[torch.multinomial(chance, trials, replacement=True, generator=generator)]
-        left = torch.stack([torch.minimum(nearest, torch.cdist(y, drawn[:, t]).square()) for t in range(trials)])
-        best = (w[:, None] * left).sum(1).argmin(0)
+        apart = torch.cdist(y, drawn.flatten(0, 1)).square_().unflatten(1, (starts, trials))
+        left = torch.minimum(nearest[:, :, None], apart, out=apart)
+        best = (w @ left.flatten(1)).view(starts, trials).argmin(1)
         each = torch.arange(starts, device="cpu")
         centres = torch.cat([centres, drawn[each, best][:, None]], 1)
-        nearest = left[best, :, each].T
+        nearest = left[:, each, best]
     dim = y.shape[1]
     spread = torch.eye(dim, dtype=y.dtype, device=y.device) / max(1.0, count ** (1 / dim)) ** 2
     even = torch.full((starts, count), 1 / count, dtype=y.dtype, device=y.device)

@@ -282,7 +282,9 @@ def _thin(wanted: int, blocks: Iterator[Block]) -> tuple[list[Block], int]:
     kept: list[Block] = []
     step, start = 1, 0
     for block in blocks:
-        kept.append(block.take(torch.arange(start, start + len(block), device="cpu") % step == 0))
+        while len(block) > 2 * wanted * step and not kept:
+            step *= 2
+        kept.append(block.take(torch.arange(-start % step, len(block), step, device="cpu")))
         start += len(block)
         while sum(map(len, kept)) > 2 * wanted:
             whole = joined(kept)
