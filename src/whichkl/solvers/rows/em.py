@@ -42,6 +42,8 @@ _ITERATIONS_OF_CYCLE, _MOST_GAINS = 3, 4
 _CYCLES_OF_MOVES, _KEPT_MOVES, _KEPT_AFTER_CYCLES = 2, 4, (3, 3, 3)
 """Cycles of the new components alone after which nine splits and mergers are compared, how many of them stay, and how many states
 after each cycle of all components."""
+_MIN_ROWS_PER_COLUMN = 5
+"""Rows per column that every component must have after a split and a merger."""
 _ITERATIONS_OF_ROUND = 15
 """Iterations after which states that have settled leave a batch."""
 _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
@@ -125,8 +127,10 @@ class ExpectationMaximization(Solver):
         few, state, iterations = self._begun(few, sample, frame, near, finalists, seed, work)
         enough = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
         if self.moves and frame.count > 2:
-            fewer = replace(few, parts=frame.parts(sample.thinned(_MAX_ROWS_OF_MOVES), MAX_MOVES))
-            better, moved = self._rearrange(fewer, frame, state.each(lambda part: part[:1]), work)
+            some = sample.thinned(_MAX_ROWS_OF_MOVES)
+            least = _MIN_ROWS_PER_COLUMN * len(frame.shift) / len(some)
+            fewer = replace(few, parts=frame.parts(some, MAX_MOVES))
+            better, moved = self._rearrange(fewer, frame, state.each(lambda part: part[:1]), least, work)
             state = better if self.starts == 1 else better.joined(state.each(lambda part: part[:1]))
             iterations += moved
         if whole or self.moves or near is None:
@@ -213,13 +217,18 @@ class ExpectationMaximization(Solver):
         nats = max(_MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER * frame.parameters)
         return max(self.tolerance, nats / min(rows, _MAX_ROWS_OF_TOLERANCE))
 
-    def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
-        """Split and merge components as long as a few cycles from the result end higher than as many from `here`."""
+    def _rearrange(self, rows: Rows, frame: Frame, here: State, least: float, work: Work) -> tuple[State, int]:
+        """Split and merge components as long as a few cycles from the result end higher than as many from `here`.
+
+        A component with less than `least` of the rows, and than each had before, may be on its way to a few rows and its floor,
+        where its likelihood says nothing.
+        """
         iterations = 0
         for _ in range(frame.count):
             moved = partial_cycles(rows, frame, here, split_and_merge(here), _CYCLES_OF_MOVES)
             iterations += moved.iterations + 1
             may_lead = moved.likelihood + _MOST_GAINS * moved.gain >= frame.update(rows, torch.float64, here)[0]
+            may_lead &= moved.state.probs.amin(1) >= min(least, float(here.probs.min()))
             if not bool(may_lead.any()):
                 break
             states = here.joined(moved.state.take(may_lead.nonzero()[:_KEPT_MOVES, 0]))
