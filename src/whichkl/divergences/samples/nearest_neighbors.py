@@ -202,7 +202,7 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     bias, shape = bias_on(twin, None, n, 0, estimate, generator), blur(table[:, :-1], k, generator)
     wrong += drift(value, few.error, few, bias, bias_on(twin, None, few.sizes[0], 0, estimate, generator, 25), rows.shape)
     # Log p doesn't rise where log q falls fast: the tail of the log ratio is that of −log q. Draws of a heavy one that happen to
-    # look light give a value that is too small, hence the raised shape of p that isn't Gaussian.
+    # look light give a value that is too small, hence the raised shape where p isn't Gaussian.
     if (khat := max(tail_shape(torch.from_numpy(-table[:, -1])), largest_shape(-table[:, -1], even))) >= HEAVY:
         wrong.insert(0, doubt_of_log_ratio(khat))
     change = estimate(with_log_q(coarse[0])) - value if coarse else 0.0

@@ -138,9 +138,7 @@ class ExpectationMaximization(Solver):
             climbs.append(self._climb(few, frame, state, enough, work, step, polish=is_final and whole))
             state = climbs[-1].best
         if not whole:
-            climbs.append(
-                self._climb(fitted, frame, state, tolerance, work, "all rows", polish=not stride and self.neighbour is None)
-            )
+            climbs.append(self._climb(fitted, frame, state, tolerance, work, "all rows", polish=is_final and not stride))
         held = None
         if stride:
             held = Held(replace(rows, stride=stride, held=True).gather(), frame.model(climbs[-1].best, 0))

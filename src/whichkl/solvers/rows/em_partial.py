@@ -62,8 +62,6 @@ def partial_cycles(rows: Rows, frame: Frame, here: State, moves: Sequence[Move],
         begin, likelihood, some, steps, _ = squarem_cycle(some, update, before, -math.inf)
         before, iterations = torch.maximum(before, begin), iterations + steps
     some = replace(some, probs=some.probs * share)
-    states, order = (
-        states.each(lambda field, moved: field.index_put((each, new), moved), some),
-        likelihood.argsort(descending=True),
-    )
+    states = states.each(lambda field, moved: field.index_put((each, new), moved), some)
+    order = likelihood.argsort(descending=True)
     return Moved(states.take(order), likelihood[order], (likelihood - before)[order], iterations)
